@@ -1,0 +1,7 @@
+#![no_main]
+#![allow(unused, reason = "the whole bridge is in here, and one door of it is used")]
+
+#[path = "../../../src/main.rs"]
+mod callbridge;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| callbridge::tests::feed("twilio", data));

@@ -1,0 +1,107 @@
+//! Whole calls through the real program: the bridge as a child process, the pretend world of
+//! `src/demo.rs` around it, loopback sockets between them. One test program, so that what one
+//! call waits for overlaps with what the others do.
+
+#[path = "../../src/demo.rs"]
+mod demo;
+mod faults;
+mod happy;
+mod sad;
+
+use std::error::Error;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::{fs, io, thread};
+
+use serde_json::{Value, json};
+
+use demo::{AgentCall, PATIENCE, Phone, Ringing, Trouble, World};
+
+type Outcome = Result<(), Box<dyn Error + Send + Sync>>;
+
+const CALLER: &str = "+4930901820";
+/// What the built-in agent says when n8n has nothing better.
+const DEFAULT_GREETING: &str = "Thank you for calling SecureLife Insurance. This is Sara, your \
+    virtual assistant. How can I help you today?";
+
+/// A call in progress, with all three parties of it in the test's hands.
+struct Call {
+    ringing: Ringing,
+    agent: AgentCall,
+    phone: Phone,
+}
+
+#[track_caller]
+fn connect(world: &World) -> Result<Call, Trouble> {
+    let ringing = world.ring(CALLER)?;
+    let agent = world.ultravox.next_call(PATIENCE)?;
+    let phone = ringing.open_stream(world)?;
+    Ok(Call { ringing, agent, phone })
+}
+
+impl Call {
+    /// Invokes a tool and waits for its result.
+    #[track_caller]
+    fn act(&self, tool: &str, parameters: &Value) -> Result<Value, Trouble> {
+        let invocation = self.agent.invoke(tool, parameters)?;
+        self.agent.wait_result(&invocation)
+    }
+
+    /// Goes on to the stage in which meetings are booked and claims are recorded.
+    #[track_caller]
+    fn enter_main_stage(&self) -> Result<Value, Trouble> {
+        let details = json!({"issue_type": "claim", "issue_details": "A broken window.",
+            "customer_name": "Anna Berg"});
+        self.act("move_to_main_convo", &details)
+    }
+}
+
+fn wishes(location: &str) -> Value {
+    json!({"name": "Anna Berg", "email": "anna.berg@example.com", "purpose": "Life insurance",
+        "datetime": "2027-03-09T14:30", "location": location})
+}
+
+fn greeting_of(agent: &AgentCall) -> &str {
+    agent.request()["firstSpeakerSettings"]["agent"]["text"].as_str().unwrap_or_default()
+}
+
+/// A part of a test, and what it is about.
+type Case = (&'static str, fn() -> Outcome);
+
+/// Plays several cases at once, for those that consist of waiting.
+fn at_the_same_time(cases: &[Case]) -> Outcome {
+    let complaints = thread::scope(|scope| {
+        let cases: Vec<_> = cases.iter().map(|(name, case)| (name, scope.spawn(case))).collect();
+        let mut complaints = Vec::new();
+        for (name, case) in cases {
+            match case.join() {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => complaints.push(format!("{name}: {error:?}")),
+                Err(_) => complaints.push(format!("{name}: see the assertion above")),
+            }
+        }
+        complaints
+    });
+    if complaints.is_empty() { Ok(()) } else { Err(complaints.join("\n").into()) }
+}
+
+/// A directory of its own, gone when dropped.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> io::Result<Scratch> {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("callbridge-test-{}-{count}-{name}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        fs::create_dir_all(&path)?;
+        Ok(Scratch(path))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // Left-overs in the temporary directory are a nuisance, not a failure.
+        drop(fs::remove_dir_all(&self.0));
+    }
+}
