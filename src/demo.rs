@@ -2203,6 +2203,9 @@ struct Calls {
     slow: Duration,
     silent_on_join: bool,
     violations: Vec<String>,
+    /// The answer about the account, if it is not the ordinary one.
+    account: Option<Reply>,
+    account_asked: usize,
 }
 
 /// One call, in which the test plays the agent. Clones are the same call.
@@ -2361,6 +2364,19 @@ impl Ultravox {
         self.shared.pongs.store(answer, Ordering::Release);
     }
 
+    /// From now on this is the answer about the account.
+    pub fn set_account(&self, reply: Reply) {
+        self.shared.board.change(|calls| calls.account = Some(reply));
+    }
+
+    /// Waits until somebody has asked about the account so often.
+    #[track_caller]
+    pub fn wait_account_asked(&self, count: usize) -> Result<(), Trouble> {
+        let asked =
+            self.shared.board.wait(PATIENCE, |calls| (calls.account_asked >= count).then_some(()));
+        asked.ok_or_else(|| self.log.trouble("nobody has asked about the account"))
+    }
+
     /// Joins that were refused: unknown, or for the second time.
     pub fn refused_joins(&self) -> usize {
         self.shared.board.look(|calls| calls.refused_joins)
@@ -2374,6 +2390,9 @@ impl Ultravox {
 
 impl UltravoxState {
     fn answer(&self, request: HttpRequest) -> Reply {
+        if request.method == "GET" && request.path() == "/api/accounts/me" {
+            return self.account(&request);
+        }
         if request.method != "POST" || request.path() != "/api/calls" {
             return Reply::json(404, &json!({"detail": "Not found."}));
         }
@@ -2406,6 +2425,19 @@ impl UltravoxState {
         });
         self.board.change(|calls| calls.created.push(call));
         Reply::json(201, &reply).after(slow)
+    }
+
+    fn account(&self, request: &HttpRequest) -> Reply {
+        let set = self.board.change(|calls| {
+            calls.account_asked += 1;
+            calls.account.clone()
+        });
+        if request.header("x-api-key") != Some(API_KEY) {
+            return Reply::json(403, &json!({"detail": "Invalid API key"}));
+        }
+        let allows = json!({"accountId": random_uuid(), "activeCalls": 0,
+            "allowedConcurrentCalls": null, "hasActiveSubscription": true});
+        set.unwrap_or_else(|| Reply::json(200, &allows))
     }
 
     /// One connection to the agent's socket, from accept to end.
@@ -2510,6 +2542,11 @@ impl AgentCall {
     /// A header of that request.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.line.request.header(name)
+    }
+
+    /// When the connection was accepted on which it was asked for.
+    pub fn connected_at(&self) -> Instant {
+        self.line.request.connected_at
     }
 
     /// When that request came.
@@ -2992,6 +3029,8 @@ pub struct N8n {
 #[derive(Default)]
 struct Workflow {
     requests: Vec<N8nRequest>,
+    /// Preflight requests.
+    greeted: usize,
     standing: HashMap<String, Reply>,
     next: HashMap<String, VecDeque<Reply>>,
 }
@@ -3000,6 +3039,8 @@ struct Workflow {
 #[derive(Clone, Debug)]
 pub struct N8nRequest {
     pub at: Instant,
+    /// When the connection on which it came was accepted.
+    pub connected_at: Instant,
     /// The field `route` of the body; empty if there is none.
     pub route: String,
     pub json: Value,
@@ -3029,10 +3070,23 @@ impl N8n {
         let address = serve_http(backstage, "n8n", move |request| {
             let json: Value = serde_json::from_slice(&request.body).unwrap_or(Value::Null);
             let route = json["route"].as_str().unwrap_or_default().to_owned();
+            if request.method == "OPTIONS" {
+                board.change(|workflow| workflow.greeted += 1);
+                let allowed = "OPTIONS, POST";
+                return Reply::text(204, None, "").header("Access-Control-Allow-Methods", allowed);
+            }
             let is_webhook = request.method == "POST" && request.path() == "/webhook/call";
             board.change(|workflow| {
-                let (at, raw, headers) = (request.at, request.body, request.headers);
-                workflow.requests.push(N8nRequest { at, route: route.clone(), json, raw, headers });
+                let (at, connected_at) = (request.at, request.connected_at);
+                let (raw, headers) = (request.body, request.headers);
+                workflow.requests.push(N8nRequest {
+                    at,
+                    connected_at,
+                    route: route.clone(),
+                    json,
+                    raw,
+                    headers,
+                });
                 if !is_webhook {
                     return Reply::text(404, Some("text/html"), "<pre>Cannot POST</pre>");
                 }
@@ -3058,6 +3112,14 @@ impl N8n {
     pub fn reply_next(&self, route: &str, reply: Reply) {
         self.shared
             .change(|workflow| workflow.next.entry(route.to_owned()).or_default().push_back(reply));
+    }
+
+    /// Waits until a preflight request was answered so often.
+    #[track_caller]
+    pub fn wait_greeted(&self, count: usize) -> Result<(), Trouble> {
+        let greeted =
+            self.shared.wait(PATIENCE, |workflow| (workflow.greeted >= count).then_some(()));
+        greeted.ok_or_else(|| self.log.trouble("nobody has greeted n8n"))
     }
 
     /// Everything posted so far, in order.
@@ -3257,6 +3319,8 @@ impl Reply {
 #[derive(Clone, Debug)]
 struct HttpRequest {
     at: Instant,
+    /// When its connection was accepted.
+    connected_at: Instant,
     method: String,
     target: String,
     headers: Vec<(String, String)>,
@@ -3317,6 +3381,7 @@ fn converse(
     tcp: &TcpStream,
     answer: &impl Fn(HttpRequest) -> Reply,
 ) -> io::Result<()> {
+    let connected_at = Instant::now();
     let mut reader = BufReader::new(tcp.try_clone()?);
     tcp.set_read_timeout(Some(KEEP_ALIVE))?;
     while let Some((first, headers)) = read_head(&mut reader)? {
@@ -3325,7 +3390,8 @@ fn converse(
         let (method, target) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
         let close = find_header(&headers, "connection")
             .is_some_and(|value| value.eq_ignore_ascii_case("close"));
-        match answer(HttpRequest { at: Instant::now(), method, target, headers, body }) {
+        let at = Instant::now();
+        match answer(HttpRequest { at, connected_at, method, target, headers, body }) {
             Reply::Answer(answer) => {
                 backstage.pause(answer.delay);
                 (&mut &*tcp).write_all(&answer.bytes())?;
@@ -3352,6 +3418,9 @@ impl Answer {
             head.extend([name, ": ", value, "\r\n"]);
         }
         head.push_str("Connection: keep-alive\r\nKeep-Alive: timeout=5\r\n");
+        if self.status == 204 {
+            return [head.as_bytes(), b"\r\n"].concat();
+        }
         // n8n sends an empty body as chunks, of which there are none.
         let (framing, tail) = match self.body.len() {
             0 => ("Transfer-Encoding: chunked".to_owned(), b"0\r\n\r\n".as_slice()),

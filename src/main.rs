@@ -169,6 +169,15 @@ const ULTRAVOX_TOOL_MAX: Duration = Duration::from_secs(40);
 
 /// Step 2 in all. Then the default greeting is used.
 const LOOKUP_WITHIN: Duration = Duration::from_secs(2);
+/// How often an unused connection to Ultravox is used, so that it is still there for the next call.
+const ULTRAVOX_WARM_EVERY: Duration = Duration::from_secs(25);
+/// The same for n8n, which closes a connection that was idle for 5 s.
+const N8N_WARM_EVERY: Duration = Duration::from_secs(4);
+/// The answer to such a request. A later one counts as none.
+const WARM_WITHIN: Duration = Duration::from_secs(5);
+/// A connection that was idle for longer is not used again.
+const IDLE_MAX: Duration = Duration::from_secs(30);
+const _: () = assert!(ULTRAVOX_WARM_EVERY.as_secs() < IDLE_MAX.as_secs());
 /// Step 3 in all: create and join. Then the caller hears the apology.
 const AGENT_WITHIN: Duration = Duration::from_secs(10);
 /// Joining the agent's WebSocket: connect, TLS, upgrade, each.
@@ -407,6 +416,8 @@ struct Bridge {
     lobby: Lobby,
     outbox: Outbox,
     ringing: Ringing,
+    /// Whether Ultravox would take a call, as far as it has been asked.
+    agent_is_ready: AtomicBool,
     /// No new calls any more.
     draining: AtomicBool,
     /// And the last ones are being ended.
@@ -434,6 +445,7 @@ fn run(bridge: &'static Bridge, listener: TcpListener) -> io::Result<()> {
     start_http(bridge)?;
     start_outbox(bridge)?;
     introduce(bridge, address);
+    keep_ready(bridge)?;
     spawn("front door".into(), move || front_door(bridge, &listener))?;
     await_end(bridge, signals)
 }
@@ -453,6 +465,7 @@ impl Bridge {
             lobby: Lobby::default(),
             outbox: Outbox::default(),
             ringing: Ringing::default(),
+            agent_is_ready: AtomicBool::new(false),
             draining: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             http: Mutex::default(),
@@ -1172,6 +1185,7 @@ fn answer(bridge: &'static Bridge, mut request: tiny_http::Request) {
         (Method::Post, "/call-status") => from_twilio(bridge, &mut request, call_status),
         (Method::Post, "/outgoing-call") => from_owner(bridge, &mut request, outgoing_call),
         (Method::Get | Method::Head, "/health") => Reply::text(200, "ok"),
+        (Method::Get | Method::Head, "/ready") => ready(bridge),
         (_, "/incoming-call" | "/stream-ended" | "/call-status") => {
             log!(Warn, "{} {path}: Twilio's webhook must be set to HTTP POST", request.method());
             Reply::text(405, "use POST (in Twilio's console: \"HTTP POST\" beside the webhook)")
@@ -1217,6 +1231,106 @@ impl Reply {
     fn twiml(body: String) -> Reply {
         Reply { status: 200, content_type: "text/xml; charset=utf-8", body: body.into_bytes() }
     }
+}
+
+// --- Ready for the next call -------------------------------------------------------
+//
+// A caller waits for the requests of steps 2 and 3, and a new connection would add a look-up and
+// two handshakes to each. So every now and then each of the two parties is asked something small,
+// over the connection that the next call will use. Ultravox's answer also tells whether it would
+// take that call.
+
+fn keep_ready(bridge: &'static Bridge) -> io::Result<()> {
+    spawn("ultravox ready".into(), move || {
+        let mut complaint = None;
+        loop {
+            let found = ask_ultravox_for_room(bridge).err().map(|failure| failure.to_string());
+            bridge.agent_is_ready.store(found.is_none(), Ordering::Relaxed);
+            match &found {
+                Some(found) if complaint.as_ref() != Some(found) => {
+                    log!(Warn, "a call could not be served now: {found}");
+                }
+                None if complaint.is_some() => log!(Info, "Ultravox would take a call again"),
+                _ => {}
+            }
+            complaint = found;
+            thread::sleep(ULTRAVOX_WARM_EVERY);
+        }
+    })?;
+    if let Some(url) = &bridge.config.n8n_webhook_url {
+        spawn("n8n ready".into(), move || {
+            loop {
+                if let Err(failure) = greet_n8n(bridge, url) {
+                    // The call that meets it says what to do.
+                    log!(Debug, "{failure}");
+                }
+                thread::sleep(N8N_WARM_EVERY);
+            }
+        })?;
+    }
+    Ok(())
+}
+
+/// `GET /api/accounts/me`: is the key right, and may one more call be created?
+fn ask_ultravox_for_room(bridge: &Bridge) -> Result<(), Failure> {
+    let config = &bridge.config;
+    let answered = bridge
+        .ultravox
+        .get(format!("{}/api/accounts/me", config.ultravox_api_url))
+        .header("X-API-Key", config.ultravox_api_key.reveal())
+        .config()
+        .timeout_global(Some(WARM_WITHIN))
+        .build()
+        .call();
+    let unreachable = |error| unreachable_party(Party::Ultravox, error, WARM_WITHIN);
+    let mut response = answered.map_err(unreachable)?;
+    let status = response.status().as_u16();
+    let text = response
+        .body_mut()
+        .with_config()
+        .limit(ULTRAVOX_REPLY_BYTES_MAX)
+        .lossy_utf8(true)
+        .read_to_string()
+        .map_err(unreachable)?;
+    if !(200..300).contains(&status) {
+        let what = format!("{status} to a question about the account");
+        return Err(Failure::new(Party::Ultravox, what).advise(ultravox_advice(status)));
+    }
+    let account: Value = serde_json::from_str(&text).unwrap_or_default();
+    match (account["activeCalls"].as_u64(), account["allowedConcurrentCalls"].as_u64()) {
+        (Some(active), Some(allowed)) if active >= allowed => {
+            let what = format!("all {allowed} calls that the account allows at once are in use");
+            Err(Failure::new(Party::Ultravox, what).advise("set MAX_CALLS to fit"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A preflight request of CORS: n8n answers it without running the workflow.
+fn greet_n8n(bridge: &Bridge, url: &str) -> Result<(), Failure> {
+    let answered = bridge
+        .n8n
+        .options(url)
+        .header("Origin", &bridge.config.public_url)
+        .config()
+        .timeout_global(Some(WARM_WITHIN))
+        .build()
+        .call();
+    let unreachable = |error| unreachable_party(Party::N8n, error, WARM_WITHIN);
+    // Only an answer that was read to its end leaves the connection free for the next request.
+    let mut response = answered.map_err(unreachable)?;
+    let body = response.body_mut().with_config().limit(N8N_REPLY_BYTES_MAX).read_to_vec();
+    body.map(drop).map_err(unreachable)
+}
+
+/// For a load balancer, or whoever watches: would the next caller be served? The log says why not.
+fn ready(bridge: &Bridge) -> Reply {
+    let is_full = bridge.calls.all().len() >= bridge.config.max_calls;
+    let is_draining = bridge.draining.load(Ordering::SeqCst);
+    if is_full || is_draining || !bridge.agent_is_ready.load(Ordering::Relaxed) {
+        return Reply::text(503, "not ready");
+    }
+    Reply::text(200, "ready")
 }
 
 // ============================================================================
@@ -2252,7 +2366,15 @@ fn read_agent_call(text: &str) -> Result<AgentCall, Failure> {
 }
 
 fn ultravox_refusal(status: u16, text: &str) -> Failure {
-    let advice = match status {
+    // The shape of an error's body is not documented, so its beginning is shown as it is.
+    let hint: String = text.chars().filter(|c| !c.is_control()).take(200).collect();
+    let what = format!("could not create the agent's call: {status} {hint}");
+    let failure = Failure::new(Party::Ultravox, what.trim_end()).advise(ultravox_advice(status));
+    Failure { refused: matches!(status, 400 | 404 | 409 | 422), ..failure }
+}
+
+fn ultravox_advice(status: u16) -> &'static str {
+    match status {
         401 | 403 => "check ULTRAVOX_API_KEY",
         402 => "the account has no minutes left: add billing at app.ultravox.ai",
         400 => "check ULTRAVOX_MODEL and the voices in the agent files",
@@ -2260,12 +2382,7 @@ fn ultravox_refusal(status: u16, text: &str) -> Failure {
         429 => "too many calls at once for the account, or too fast",
         503 => "Ultravox has no room at the moment",
         _ => "try again later",
-    };
-    // The shape of an error's body is not documented, so its beginning is shown as it is.
-    let hint: String = text.chars().filter(|c| !c.is_control()).take(200).collect();
-    let what = format!("could not create the agent's call: {status} {hint}");
-    let failure = Failure::new(Party::Ultravox, what.trim_end()).advise(advice);
-    Failure { refused: matches!(status, 400 | 404 | 409 | 422), ..failure }
+    }
 }
 
 /// The body of `POST /api/calls`.
@@ -5644,8 +5761,8 @@ fn http_agent(roots: &[CertificateDer<'static>]) -> ureq::Agent {
         .max_redirects_will_error(false)
         .proxy(None)
         .user_agent(concat!("callbridge/", env!("CARGO_PKG_VERSION")))
-        // n8n closes an idle connection after 5 s; ours are older than that for nobody.
-        .max_idle_age(Duration::from_secs(4))
+        // A connection that the other side has closed meanwhile is noticed and left alone.
+        .max_idle_age(IDLE_MAX)
         .build()
         .into()
 }

@@ -1134,6 +1134,55 @@ fn the_front_door_answers_health_and_knows_nothing_else() -> Outcome {
 }
 
 #[test]
+fn a_call_does_not_wait_for_a_connection_that_could_have_been_there() -> Outcome {
+    let world = builder().tls(true).start()?;
+    world.ultravox.wait_account_asked(1)?;
+    // When the second is sent, the first has been answered, and left its connection behind.
+    world.n8n.wait_greeted(2)?;
+    assert_eq!(world.get("/ready")?.status, 200);
+    let rang_at = Instant::now();
+    let call = connect(&world)?;
+    let asked = &world.n8n.wait_for("1", 1, PATIENCE)?[0];
+    assert!(asked.connected_at < rang_at, "n8n was asked on a new connection");
+    assert!(call.agent.connected_at() < rang_at, "Ultravox was asked on a new connection");
+    Ok(())
+}
+
+#[test]
+fn ready_says_whether_the_next_caller_would_be_served() -> Outcome {
+    let is_ready = |world: &World, status: u16| -> Outcome {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let answer = world.get("/ready")?;
+            assert!(!answer.text().contains("call"), "it tells strangers more than they need");
+            if answer.status == status {
+                return Ok(());
+            }
+            assert!(Instant::now() < deadline, "still {} {}", answer.status, answer.text());
+            thread::yield_now();
+        }
+    };
+    let world = builder().setting("MAX_CALLS", 1).start()?;
+    is_ready(&world, 200)?;
+    let call = connect(&world)?;
+    is_ready(&world, 503)?;
+    call.phone.hang_up()?;
+    is_ready(&world, 200)?;
+
+    let wrong_key = builder().setting("ULTRAVOX_API_KEY", "Wrong000.0123456789abcdef").start()?;
+    wrong_key.bridge.wait_for_log("a call could not be served now: Ultravox: 403")?;
+    wrong_key.bridge.wait_for_log("check ULTRAVOX_API_KEY")?;
+    is_ready(&wrong_key, 503)?;
+
+    let full = builder().start()?;
+    let account = json!({"activeCalls": 5, "allowedConcurrentCalls": 5});
+    full.ultravox.set_account(Reply::json(200, &account));
+    full.bridge.restart()?;
+    full.bridge.wait_for_log("all 5 calls that the account allows at once are in use")?;
+    is_ready(&full, 503)
+}
+
+#[test]
 fn the_demo_plays_a_whole_call_and_prints_its_nine_steps() -> Outcome {
     let scratch = Scratch::new("demo")?;
     let output = run(&["demo"], &scratch.0)?;
