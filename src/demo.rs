@@ -130,25 +130,36 @@ callbridge demo: one whole call on this machine. No account, no network.
 
 usage: callbridge demo [--help]
 
-Exit status 0 if every step came out right, 1 with the reason if one did not.
+Exit status 0 if every step came out right, 1 with the reason if one did not,
+2 for arguments that are not known.
 Colours appear in a terminal only, and not when NO_COLOR is set.
 ";
 
-/// The verb `callbridge demo`. An error names the step that failed.
-pub fn run(arguments: &[String]) -> Result<(), String> {
+/// Why the verb `callbridge demo` did not come to its end. The text names the
+/// step that failed, or what is wrong with the arguments.
+#[derive(Debug)]
+pub struct Flop {
+    pub misused: bool,
+    pub text: String,
+}
+
+/// The verb `callbridge demo`.
+pub fn run(arguments: &[String]) -> Result<(), Flop> {
+    let failed = |text| Flop { misused: false, text };
     match arguments {
         [] => {}
         [help] if help == "--help" || help == "-h" => {
-            return write!(io::stdout(), "{HELP}").map_err(|error| error.to_string());
+            return write!(io::stdout(), "{HELP}").map_err(|error| failed(error.to_string()));
         }
         [unknown, ..] => {
-            return Err(format!("demo does not know \"{unknown}\" (see callbridge demo --help)"));
+            let text = format!("demo does not know \"{unknown}\" (see callbridge demo --help)");
+            return Err(Flop { misused: true, text });
         }
     }
     let program = std::env::current_exe()
-        .map_err(|error| format!("demo cannot find its own program file: {error}"))?;
+        .map_err(|error| failed(format!("demo cannot find its own program file: {error}")))?;
     let mut show = Show::new();
-    perform(&program, &mut show).map_err(|trouble| show.failure(&trouble))
+    perform(&program, &mut show).map_err(|trouble| failed(show.failure(&trouble)))
 }
 
 fn perform(program: &Path, show: &mut Show) -> Result<(), Trouble> {

@@ -76,14 +76,14 @@
 //! 8 kHz). Such places are marked with the word *Simplification* below.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::fmt::{self, Display, Write as _};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek as _, SeekFrom, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -135,13 +135,27 @@ enum Step {
 }
 
 /// One line in the log: `log!(Warn, "…")` for the bridge, `log!(call, Warn, Talk, "…")` for a
-/// call. It stands here because Rust wants a macro before its first use.
+/// call. Behind a semicolon stand the variables that `LOG_FORMAT=json` shows as fields as well. It
+/// stands here because Rust wants a macro before its first use.
 macro_rules! log {
-    ($level:ident, $text:literal $($values:tt)*) => {
-        write_log(Level::$level, None, Step::Bridge, format_args!($text $($values)*))
+    ($level:ident, $text:literal $(, $value:expr)* $(,)? $(; $($fact:ident),+)?) => {
+        write_log(
+            Level::$level,
+            &About { sid: None, step: Step::Bridge },
+            format_args!($text $(, $value)*),
+            &[$($((stringify!($fact), &$fact as &dyn Display)),+)?],
+        )
     };
-    ($call:expr, $level:ident, $step:ident, $text:literal $($values:tt)*) => {
-        write_log(Level::$level, Some(&$call.sid), Step::$step, format_args!($text $($values)*))
+    (
+        $call:expr, $level:ident, $step:ident,
+        $text:literal $(, $value:expr)* $(,)? $(; $($fact:ident),+)?
+    ) => {
+        write_log(
+            Level::$level,
+            &About { sid: Some(&*$call.sid), step: Step::$step },
+            format_args!($text $(, $value)*),
+            &[$($((stringify!($fact), &$fact as &dyn Display)),+)?],
+        )
     };
 }
 
@@ -258,6 +272,8 @@ const DELIVER_AGAIN_MAX: Duration = Duration::from_mins(15);
 /// A transcript that n8n has not taken for this long is kept and reported, and not tried again
 /// unless `callbridge outbox --retry` says so.
 const DELIVER_FOR: Duration = Duration::from_hours(72);
+/// How often the journals are looked through for those that are older than `KEEP_DAYS`.
+const TIDY_EVERY: Duration = Duration::from_hours(24);
 /// Deliveries at the same time, so that a hanging one does not hold up the others.
 const DELIVERIES_AT_ONCE: usize = 4;
 /// An n8n reply. A longer one counts as nonsense.
@@ -372,7 +388,9 @@ fn main() -> ExitCode {
         [] => serve(),
         ["outbox"] => outbox_command(false),
         ["outbox", "--retry"] => outbox_command(true),
-        ["demo", ..] => demo::run(&arguments[1..]).map_err(Stop::Failed),
+        ["demo", ..] => demo::run(&arguments[1..]).map_err(|flop| {
+            if flop.misused { Stop::Misused(flop.text) } else { Stop::Failed(flop.text) }
+        }),
         ["--help" | "-h" | "help"] => {
             say(USAGE);
             Ok(())
@@ -416,6 +434,8 @@ struct Bridge {
     lobby: Lobby,
     outbox: Outbox,
     ringing: Ringing,
+    metrics: Metrics,
+    began: jiff::Timestamp,
     /// Whether Ultravox would take a call, as far as it has been asked.
     agent_is_ready: AtomicBool,
     /// No new calls any more.
@@ -429,6 +449,10 @@ struct Bridge {
 fn serve() -> Result<(), Stop> {
     let config = Config::load().map_err(|complaints| needs_attention("setting", &complaints))?;
     log_as(config.log_level, config.log_format);
+    std::panic::set_hook(Box::new(|panic| {
+        let thread = thread::current();
+        log!(Error, "thread {} {panic}", thread.name().unwrap_or("without a name"));
+    }));
     let listener = TcpListener::bind((config.bind, config.port)).map_err(|error| {
         let (bind, port) = (config.bind, config.port);
         Stop::Failed(format!("callbridge: cannot listen on {bind}:{port}: {error}"))
@@ -443,10 +467,11 @@ fn run(bridge: &'static Bridge, listener: TcpListener) -> io::Result<()> {
     // Before anybody is told that we are there: a signal that nobody awaits ends the process.
     let signals = Signals::new([SIGTERM, SIGINT])?;
     start_http(bridge)?;
-    start_outbox(bridge)?;
     introduce(bridge, address);
     keep_ready(bridge)?;
     spawn("front door".into(), move || front_door(bridge, &listener))?;
+    // Thousands of journals take a while to read, and a caller does not wait for them.
+    start_outbox(bridge)?;
     await_end(bridge, signals)
 }
 
@@ -465,6 +490,8 @@ impl Bridge {
             lobby: Lobby::default(),
             outbox: Outbox::default(),
             ringing: Ringing::default(),
+            metrics: Metrics::new(&agent),
+            began: jiff::Timestamp::now(),
             agent_is_ready: AtomicBool::new(false),
             draining: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
@@ -861,7 +888,7 @@ fn admit(bridge: &'static Bridge, socket: TcpStream) -> io::Result<()> {
     spawn("front door".into(), move || {
         let head = match read_head(&socket) {
             Ok(head) => head,
-            Err(refusal) => return refusal.tell(&socket),
+            Err(refusal) => return refusal.tell(bridge, &socket),
         };
         if wants_media_stream(&head) {
             media_stream(bridge, &visit, head);
@@ -894,6 +921,7 @@ impl Lobby {
         let inside = lobby.inside.fetch_add(1, Ordering::SeqCst);
         let visit = Visit { lobby, socket: Arc::clone(socket) };
         if inside >= most {
+            bridge.metrics.refused("too_many_connections");
             return Err(io::Error::other(format!("{most} connections are open")));
         }
         let mut undecided = lock(&lobby.undecided);
@@ -903,6 +931,7 @@ impl Lobby {
         {
             // Its thread wakes up with an end of file.
             shut(&oldest);
+            bridge.metrics.refused("idle_connection");
             if !lobby.crowded.swap(true, Ordering::SeqCst) {
                 log!(Warn, "more than {UNDECIDED_MAX} connections idle; the oldest make room");
             }
@@ -942,22 +971,29 @@ enum Refusal {
 }
 
 impl Refusal {
-    fn tell(&self, mut socket: &TcpStream) {
-        let (status, why) = match self {
+    fn tell(&self, bridge: &Bridge, mut socket: &TcpStream) {
+        let (reason, status, why) = match self {
             Refusal::Left => {
                 log!(Debug, "a connection ended before it had said what it wants");
                 return shut(socket);
             }
-            Refusal::Slow => ("408 Request Timeout", "the head of the request took too long"),
-            Refusal::TooLong => {
-                ("431 Request Header Fields Too Large", "the head of the request is too long")
+            Refusal::Slow => {
+                ("slow_head", "408 Request Timeout", "the head of the request took too long")
             }
-            Refusal::TooMuch => ("413 Content Too Large", "the announced body is too long"),
+            Refusal::TooLong => (
+                "long_head",
+                "431 Request Header Fields Too Large",
+                "the head of the request is too long",
+            ),
+            Refusal::TooMuch => {
+                ("long_body", "413 Content Too Large", "the announced body is too long")
+            }
             Refusal::Tls => {
-                ("400 Bad Request", "TLS on the plain port: put Caddy or a tunnel in front")
+                ("tls", "400 Bad Request", "TLS on the plain port: put Caddy or a tunnel in front")
             }
-            Refusal::NotHttp => ("400 Bad Request", "this is not HTTP/1.1"),
+            Refusal::NotHttp => ("not_http", "400 Bad Request", "this is not HTTP/1.1"),
         };
+        bridge.metrics.refused(reason);
         log!(Warn, "a connection was closed: {why}");
         let answer = format!(
             "HTTP/1.1 {status}\r\nContent-Type: text/plain\r\nConnection: close\r\n\
@@ -1184,10 +1220,12 @@ fn answer(bridge: &'static Bridge, mut request: tiny_http::Request) {
         (Method::Post, "/stream-ended") => from_twilio(bridge, &mut request, stream_ended),
         (Method::Post, "/call-status") => from_twilio(bridge, &mut request, call_status),
         (Method::Post, "/outgoing-call") => from_owner(bridge, &mut request, outgoing_call),
+        (Method::Get, "/metrics") => from_owner(bridge, &mut request, metrics),
         (Method::Get | Method::Head, "/health") => Reply::text(200, "ok"),
         (Method::Get | Method::Head, "/ready") => ready(bridge),
         (_, "/incoming-call" | "/stream-ended" | "/call-status") => {
             log!(Warn, "{} {path}: Twilio's webhook must be set to HTTP POST", request.method());
+            bridge.metrics.refused("method");
             Reply::text(405, "use POST (in Twilio's console: \"HTTP POST\" beside the webhook)")
         }
         _ => Reply::text(404, "there is nothing here"),
@@ -1346,11 +1384,13 @@ fn incoming_call(bridge: &'static Bridge, form: &Form) -> Reply {
     let sid = form.get("CallSid");
     if !is_sid(sid) {
         log!(Warn, "/incoming-call without a usable CallSid");
+        bridge.metrics.refused("call_sid");
         return Reply::text(400, "CallSid is missing or malformed");
     }
     let phrases = &bridge.agent.phrases;
     if bridge.draining.load(Ordering::SeqCst) {
-        log!(Info, "{}: not taken, this process is about to end", shorten(sid));
+        log!(Sid { sid }, Info, Ring, "not taken, this process is about to end");
+        bridge.metrics.refused("stopping");
         return Reply::twiml(twiml_cannot_serve(bridge, &phrases.closing));
     }
     let ringing = bridge.ringing.take(form.get("outgoing"));
@@ -1362,12 +1402,14 @@ fn incoming_call(bridge: &'static Bridge, form: &Form) -> Reply {
         // waits for the first one's answer.
         Slot::Known(call) => return Reply::twiml(call.await_answer()),
         Slot::None => {
-            log!(Warn, "{}: all {} lines are busy", shorten(sid), bridge.config.max_calls);
+            log!(Sid { sid }, Warn, Ring, "all {} lines are busy", bridge.config.max_calls);
+            bridge.metrics.refused("busy");
             return Reply::twiml(twiml_cannot_serve(bridge, &phrases.busy));
         }
     };
     if ringing.is_none() && bridge.calls.is_too_often(bridge, number) {
         log!(call, Warn, Ring, "{} calls too often", shorten_number(number));
+        bridge.metrics.refused("too_often");
         return Reply::twiml(twiml_sentence(bridge, &phrases.busy));
     }
     let direction = if ringing.is_some() { "has picked up" } else { "is calling" };
@@ -1388,8 +1430,12 @@ fn incoming_call(bridge: &'static Bridge, form: &Form) -> Reply {
 fn connect_to_agent(call: &Arc<Call>, slot: CallSlot, opening: &Opening) -> String {
     let answer = match ready_agent(call, slot, opening) {
         Ok(()) => {
-            let ms = call.rang.elapsed().as_millis();
-            log!(call, Info, Answer, "connecting to our Media Stream, {ms} ms after it rang");
+            let rang_for = call.rang.elapsed();
+            if !matches!(opening, Opening::GoOn(_)) {
+                call.bridge.metrics.answer_time.of(&[]).observe(rang_for);
+            }
+            let ms = rang_for.as_millis();
+            log!(call, Info, Answer, "connecting to our Media Stream, {ms} ms after it rang"; ms);
             twiml_connect_stream(&call.bridge.config.public_url, &call.new_token())
         }
         Err(failure) => {
@@ -1409,7 +1455,7 @@ fn from_twilio(
     request: &mut tiny_http::Request,
     handle: fn(&'static Bridge, &Form) -> Reply,
 ) -> Reply {
-    let body = match read_body(request) {
+    let body = match read_body(bridge, request) {
         Ok(body) => body,
         Err(reply) => return reply,
     };
@@ -1426,6 +1472,7 @@ fn from_twilio(
                  the address Twilio calls",
                 if signature.is_empty() { "missing" } else { "wrong" }
             );
+            bridge.metrics.refused("signature");
             return Reply::text(403, "the signature is missing or wrong");
         }
     }
@@ -1435,15 +1482,17 @@ fn from_twilio(
     handle(bridge, &form)
 }
 
-fn read_body(request: &mut tiny_http::Request) -> Result<Vec<u8>, Reply> {
+fn read_body(bridge: &Bridge, request: &mut tiny_http::Request) -> Result<Vec<u8>, Reply> {
     let mut body = Vec::new();
     let limit = BODY_BYTES_MAX as u64 + 1;
     if let Err(error) = request.as_reader().take(limit).read_to_end(&mut body) {
         log!(Warn, "{}: the body did not arrive: {error}", request.url());
+        bridge.metrics.refused("no_body");
         return Err(Reply::error(400, "the body did not arrive"));
     }
     if body.len() > BODY_BYTES_MAX {
         log!(Warn, "{}: the body is longer than {BODY_BYTES_MAX} bytes", request.url());
+        bridge.metrics.refused("long_body");
         return Err(Reply::error(413, "the body is too long"));
     }
     Ok(body)
@@ -1596,6 +1645,12 @@ impl Calls {
         lock(&self.list).live.get(sid).cloned()
     }
 
+    /// Is, or was, this a call of this process?
+    fn knows(&self, sid: &str) -> bool {
+        let list = lock(&self.list);
+        list.live.contains_key(sid) || list.ended.iter().any(|(ended, _)| ended == sid)
+    }
+
     fn how_it_ended(&self, sid: &str) -> Option<HangUp> {
         let list = lock(&self.list);
         let live = list.live.get(sid).and_then(|call| lock(&call.state).hang_up);
@@ -1655,6 +1710,8 @@ struct CallState {
     ends_by: Option<Instant>,
     caller: Option<Arc<CallerLeg>>,
     stage: String,
+    /// Since its first stream opened, until the agent's first sound.
+    silent_since: Option<Instant>,
     /// The mark that came back last.
     mark: String,
     hang_up: Option<HangUp>,
@@ -1690,6 +1747,23 @@ enum HangUp {
     ShuttingDown,
     /// The process that carried it died, and nobody took the call up again.
     ProcessDied,
+}
+
+impl HangUp {
+    const ALL: [HangUp; 12] = [
+        HangUp::NoAgent,
+        HangUp::NeverStreamed,
+        HangUp::CallerLeft,
+        HangUp::CallerLost,
+        HangUp::AgentHungUp,
+        HangUp::AgentLeft,
+        HangUp::AgentLost,
+        HangUp::TooLong,
+        HangUp::Transferred,
+        HangUp::Machine,
+        HangUp::ShuttingDown,
+        HangUp::ProcessDied,
+    ];
 }
 
 impl Call {
@@ -1738,7 +1812,8 @@ impl Call {
             state.token = None;
             state.agent.take()
         };
-        log!(self, Info, Goodbye, "{why:?}, {} s after it rang", self.rang.elapsed().as_secs());
+        let (ended_by, seconds) = (format!("{why:?}"), self.rang.elapsed().as_secs());
+        log!(self, Info, Goodbye, "{ended_by}, {seconds} s after it rang"; ended_by, seconds);
         if let Some(agent) = agent {
             agent.close(CloseCode::Normal, "the call is over");
         }
@@ -1856,6 +1931,7 @@ fn outgoing_call(bridge: &'static Bridge, order: &Value) -> Reply {
     }
     if !bridge.config.outgoing_allow.iter().any(|prefix| number.starts_with(prefix)) {
         log!(Warn, "an outgoing call to {} was refused", shorten_number(number));
+        bridge.metrics.refused("not_allowed");
         return Reply::error(403, "OUTGOING_ALLOW has no beginning of this number");
     }
     if bridge.draining.load(Ordering::SeqCst) {
@@ -1869,7 +1945,7 @@ fn outgoing_call(bridge: &'static Bridge, order: &Value) -> Reply {
     };
     match ring_through_twilio(bridge, number, &id) {
         Ok(sid) => {
-            log!(Info, "{}: ringing {}", shorten(&sid), shorten_number(number));
+            log!(Sid { sid: &sid }, Info, Ring, "ringing {}", shorten_number(number));
             Reply::json(201, &json!({"callSid": sid}))
         }
         Err(reply) => {
@@ -1952,16 +2028,21 @@ fn from_owner(
     let shown = header.and_then(|header| shown_token(header.value.as_str())).unwrap_or_default();
     if !bool::from(token.reveal().as_bytes().ct_eq(shown.as_bytes())) {
         log!(Warn, "{}: API_TOKEN is missing or wrong", request.url());
+        bridge.metrics.refused("api_token");
         return Reply::error(401, "send API_TOKEN as Authorization: Bearer …");
     }
-    let body = match read_body(request) {
+    let body = match read_body(bridge, request) {
         Ok(body) => body,
         Err(reply) => return reply,
     };
+    if *request.method() == Method::Get {
+        return handle(bridge, &Value::Null);
+    }
     match serde_json::from_slice(&body) {
         Ok(order) => handle(bridge, &order),
         Err(error) => {
             log!(Warn, "{}: the body is not JSON: {error}", request.url());
+            bridge.metrics.refused("not_json");
             Reply::error(400, &format!("the body is not JSON: {error}"))
         }
     }
@@ -2002,11 +2083,10 @@ fn greeting(call: &Call) -> String {
         key: format!("{}-1", call.sid),
         ended_by: None,
     };
-    let reply = ask_n8n(bridge, &question, LOOKUP_WITHIN)
-        .and_then(|reply| understand_reply(&reply, "firstMessage"));
-    match reply {
+    match ask_n8n(bridge, &question, LOOKUP_WITHIN, Some("firstMessage")) {
         Ok(text) if text.chars().count() <= GREETING_CHARS_MAX => {
-            log!(call, Info, Greeting, "n8n answered after {} ms", began.elapsed().as_millis());
+            let ms = began.elapsed().as_millis();
+            log!(call, Info, Greeting, "n8n answered after {ms} ms"; ms);
             text
         }
         Ok(_) => {
@@ -2053,7 +2133,36 @@ struct N8nReply {
     body: String,
 }
 
-fn ask_n8n(bridge: &Bridge, question: &ToN8n, within: Duration) -> Result<N8nReply, Failure> {
+/// The text of that field in n8n's answer. Without a field every 2xx will do.
+fn ask_n8n(
+    bridge: &Bridge,
+    question: &ToN8n,
+    within: Duration,
+    field: Option<&str>,
+) -> Result<String, Failure> {
+    let began = Instant::now();
+    let posted = post_to_n8n(bridge, question, within);
+    let took = began.elapsed();
+    let (outcome, answer) = match posted {
+        Err(failure) => (if took >= within { "late" } else { "failed" }, Err(failure)),
+        Ok(reply) => {
+            let understood = match field {
+                Some(field) => understand_reply(&reply, field),
+                None => n8n_refusal(&reply).map_or(Ok(String::new()), Err),
+            };
+            match understood {
+                Ok(text) => ("answered", Ok(text)),
+                Err(why) if (200..300).contains(&reply.status) => ("nonsense", Err(why)),
+                Err(why) => ("refused", Err(why)),
+            }
+        }
+    };
+    bridge.metrics.n8n_requests.of(&[question.route, outcome]).add();
+    bridge.metrics.n8n_time.of(&[question.route]).observe(took);
+    answer
+}
+
+fn post_to_n8n(bridge: &Bridge, question: &ToN8n, within: Duration) -> Result<N8nReply, Failure> {
     let Some(url) = &bridge.config.n8n_webhook_url else {
         return Err(Failure::new(Party::N8n, "N8N_WEBHOOK_URL is not set").certainly_not_done());
     };
@@ -2221,13 +2330,8 @@ fn ready_agent(call: &Arc<Call>, slot: CallSlot, opening: &Opening) -> Result<()
     let left = (began + AGENT_WITHIN).saturating_duration_since(Instant::now());
     match has_joined.recv_timeout(left) {
         Ok(Ok(())) => {
-            log!(
-                call,
-                Info,
-                Agent,
-                "Ultravox call {short_id} ready after {} ms",
-                began.elapsed().as_millis()
-            );
+            let ms = began.elapsed().as_millis();
+            log!(call, Info, Agent, "Ultravox call {short_id} ready after {ms} ms"; ms);
             Ok(())
         }
         Ok(Err(failure)) => Err(failure),
@@ -2301,55 +2405,85 @@ fn post_agent_call(
     deadline: Instant,
 ) -> Result<AgentCall, Failure> {
     let body = body.to_string();
-    let config = &call.bridge.config;
     let mut first_try = true;
     loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let answered = call
-            .bridge
-            .ultravox
-            .post(format!("{}/api/calls{query}", config.ultravox_api_url))
-            .header("X-API-Key", config.ultravox_api_key.reveal())
-            .header("Content-Type", "application/json")
-            .config()
-            .timeout_global(Some(left))
-            .build()
-            .send(&body);
-        let mut response =
-            answered.map_err(|error| unreachable_party(Party::Ultravox, error, AGENT_WITHIN))?;
-        let status = response.status().as_u16();
-        let retry_after = response
-            .headers()
-            .get("Retry-After")
-            .and_then(|value| value.to_str().ok())
-            .and_then(|text| text.trim().parse::<u64>().ok());
-        let text = response
-            .body_mut()
-            .with_config()
-            .limit(ULTRAVOX_REPLY_BYTES_MAX)
-            .lossy_utf8(true)
-            .read_to_string()
-            .map_err(|error| unreachable_party(Party::Ultravox, error, AGENT_WITHIN))?;
-        let pause = retry_after.map_or(BUSY_RETRY_WITHIN / 2, Duration::from_secs);
+        let reply = ask_ultravox(call.bridge, query, &body, deadline)?;
+        let status = reply.status;
+        let pause = reply.retry_after.unwrap_or(BUSY_RETRY_WITHIN / 2);
         if matches!(status, 429 | 503) && first_try && pause <= BUSY_RETRY_WITHIN {
             first_try = false;
-            log!(
-                call,
-                Warn,
-                Agent,
-                "Ultravox is busy ({status}); trying once more in {} ms",
-                pause.as_millis()
-            );
+            let ms = pause.as_millis();
+            log!(call, Warn, Agent, "Ultravox is busy ({status}); trying once more in {ms} ms");
             // The only thing that could be waited for is the time Ultravox itself has named.
             thread::sleep(pause);
             continue;
         }
         return if status == 201 || status == 200 {
-            read_agent_call(&text)
+            read_agent_call(&reply.text)
         } else {
-            Err(ultravox_refusal(status, &config.hide_secrets(text)))
+            Err(ultravox_refusal(status, &call.bridge.config.hide_secrets(reply.text)))
         };
     }
+}
+
+struct UltravoxReply {
+    status: u16,
+    retry_after: Option<Duration>,
+    text: String,
+}
+
+fn ask_ultravox(
+    bridge: &Bridge,
+    query: &str,
+    body: &str,
+    deadline: Instant,
+) -> Result<UltravoxReply, Failure> {
+    let began = Instant::now();
+    let posted = post_to_ultravox(bridge, query, body, deadline);
+    let outcome = match &posted {
+        Ok(UltravoxReply { status: 200 | 201, .. }) => "created",
+        Ok(UltravoxReply { status: 429 | 503, .. }) => "busy",
+        Ok(_) => "refused",
+        Err(_) if Instant::now() >= deadline => "late",
+        Err(_) => "failed",
+    };
+    bridge.metrics.ultravox_creates.of(&[outcome]).add();
+    bridge.metrics.ultravox_time.of(&[]).observe(began.elapsed());
+    posted
+}
+
+fn post_to_ultravox(
+    bridge: &Bridge,
+    query: &str,
+    body: &str,
+    deadline: Instant,
+) -> Result<UltravoxReply, Failure> {
+    let config = &bridge.config;
+    let unreachable = |error| unreachable_party(Party::Ultravox, error, AGENT_WITHIN);
+    let answered = bridge
+        .ultravox
+        .post(format!("{}/api/calls{query}", config.ultravox_api_url))
+        .header("X-API-Key", config.ultravox_api_key.reveal())
+        .header("Content-Type", "application/json")
+        .config()
+        .timeout_global(Some(deadline.saturating_duration_since(Instant::now())))
+        .build()
+        .send(body);
+    let mut response = answered.map_err(unreachable)?;
+    let retry_after = response.headers().get("Retry-After").and_then(|value| value.to_str().ok());
+    let retry_after = retry_after.and_then(|text| text.trim().parse().ok());
+    let text = response
+        .body_mut()
+        .with_config()
+        .limit(ULTRAVOX_REPLY_BYTES_MAX)
+        .lossy_utf8(true)
+        .read_to_string()
+        .map_err(unreachable)?;
+    Ok(UltravoxReply {
+        status: response.status().as_u16(),
+        retry_after: retry_after.map(Duration::from_secs),
+        text,
+    })
 }
 
 fn read_agent_call(text: &str) -> Result<AgentCall, Failure> {
@@ -2588,7 +2722,9 @@ fn resume_agent(call: &Arc<Call>) -> Result<Arc<Duplex>, Failure> {
     }
     state.agent = Some(Arc::clone(&agent));
     drop(state);
-    log!(call, Info, Agent, "a new agent is there after {} ms", began.elapsed().as_millis());
+    call.bridge.metrics.resumes.of(&["agent_line"]).add();
+    let ms = began.elapsed().as_millis();
+    log!(call, Info, Agent, "a new agent is there after {ms} ms"; ms);
     Ok(agent)
 }
 
@@ -2831,25 +2967,26 @@ fn media_stream(bridge: &'static Bridge, visit: &Visit, head: Vec<u8>) {
             return log!(Warn, "/media-stream was refused: {why}");
         }
     };
-    let refuse = |why: &str| {
+    let refuse = |reason: &str, why: &str| {
+        bridge.metrics.refused(reason);
         log!(Warn, "a media stream was closed: {why}");
         line.close(CloseCode::Policy, why);
         line.await_close();
     };
     let start = match await_start(&line) {
         Ok(start) => start,
-        Err(why) => return refuse(&why),
+        Err(why) => return refuse("no_start", &why),
     };
     if start.media_format.encoding != "audio/x-mulaw"
         || start.media_format.sample_rate != SAMPLE_RATE_HZ
     {
-        return refuse("its sound is not mu-law at 8000 Hz");
+        return refuse("media_format", "its sound is not mu-law at 8000 Hz");
     }
     // Anything may stand in `callSid`; it finds a call or it does not.
     let token = start.custom_parameters.get("token").map(String::as_str).unwrap_or_default();
     let Some(call) = bridge.calls.find(&start.call_sid).filter(|call| call.take_token(token))
     else {
-        return refuse("it has no valid token");
+        return refuse("stream_token", "it has no valid token");
     };
     visit.is_decided();
     let caller = Arc::new(CallerLeg {
@@ -2863,7 +3000,7 @@ fn media_stream(bridge: &'static Bridge, visit: &Visit, head: Vec<u8>) {
         return caller.socket.await_close();
     }
     let ms = call.rang.elapsed().as_millis();
-    log!(call, Info, Stream, "the Media Stream is open, {ms} ms after it rang");
+    log!(call, Info, Stream, "the Media Stream is open, {ms} ms after it rang"; ms);
 
     let end = relay_caller_to_agent(&call, &caller);
     let was_the_latest = call.forget_stream(&caller);
@@ -2871,6 +3008,7 @@ fn media_stream(bridge: &'static Bridge, visit: &Visit, head: Vec<u8>) {
         _ if call.is_over() || !was_the_latest => {}
         StreamEnd::Stopped => call.hang_up(HangUp::CallerLeft),
         StreamEnd::Broken(why) => {
+            bridge.metrics.broken_lines.of(&["caller"]).add();
             log!(call, Warn, Stream, "the stream ended without a stop ({why}); another may come");
             caller.socket.close(CloseCode::Protocol, &why);
             caller.socket.shut();
@@ -2891,6 +3029,7 @@ fn accept_stream(
     mut head: Vec<u8>,
 ) -> Result<Duplex, String> {
     let parsed = ws_server::Request::try_parse(&head).map_err(|error| {
+        bridge.metrics.refused("upgrade");
         plain_answer(socket, "400 Bad Request");
         error.to_string()
     })?;
@@ -2905,11 +3044,13 @@ fn accept_stream(
             .iter()
             .any(|url| signature_is_valid(token, url, &nothing, signature))
         {
+            bridge.metrics.refused("signature");
             plain_answer(socket, "403 Forbidden");
             return Err("Twilio's signature is wrong".into());
         }
     }
     let response = ws_server::create_response(&request).map_err(|error| {
+        bridge.metrics.refused("upgrade");
         plain_answer(socket, "400 Bad Request");
         error.to_string()
     })?;
@@ -2936,8 +3077,8 @@ fn await_start(line: &Duplex) -> Result<Start, String> {
             return Err(format!("no start within {} s", START_WITHIN.as_secs()));
         }
         let text = match line.read(left) {
-            Ok(Received::Text(text)) => text,
-            Ok(Received::Binary(_)) => return Err("a binary message before start".into()),
+            Ok((Received::Text(text), _)) => text,
+            Ok((Received::Binary(_), _)) => return Err("a binary message before start".into()),
             Err(LineEnd::Quiet) => continue,
             Err(end) => return Err(format!("before start: {end}")),
         };
@@ -2971,6 +3112,9 @@ impl Call {
             return false;
         }
         state.caller = Some(Arc::clone(caller));
+        if state.streams == 1 {
+            state.silent_since = Some(Instant::now());
+        }
         drop(state);
         self.changed.notify_all();
         true
@@ -3018,10 +3162,11 @@ fn relay_caller_to_agent(call: &Arc<Call>, caller: &CallerLeg) -> StreamEnd {
     let mut mulaw = Vec::new();
     let mut keys = Keys::default();
     let mut tone = Tone::default();
+    let relayed = call.bridge.metrics.relayed("to_agent");
     loop {
-        let text = match caller.socket.read(CALLER_SILENCE_MAX) {
-            Ok(Received::Text(text)) => text,
-            Ok(Received::Binary(_)) => return broken("a binary message"),
+        let (text, arrived) = match caller.socket.read(CALLER_SILENCE_MAX) {
+            Ok((Received::Text(text), arrived)) => (text, arrived),
+            Ok((Received::Binary(_), _)) => return broken("a binary message"),
             Err(end) => return broken(&end.to_string()),
         };
         match FromTwilio::parse(&text, &caller.stream_sid) {
@@ -3030,9 +3175,11 @@ fn relay_caller_to_agent(call: &Arc<Call>, caller: &CallerLeg) -> StreamEnd {
                 if BASE64.decode_vec(payload.as_bytes(), &mut mulaw).is_err() {
                     return broken("a payload that is not base64");
                 }
-                match call.agent() {
-                    Some(agent) => hand_to_agent(call, &agent, &mulaw),
-                    None => tone.play(call, caller),
+                if let Some(agent) = call.agent() {
+                    relayed.note(hand_to_agent(call, &agent, &mulaw), arrived);
+                } else {
+                    relayed.note(false, arrived);
+                    tone.play(call, caller);
                 }
             }
             Ok(FromTwilio::Dtmf(digit)) => keys.press(call, &digit),
@@ -3060,15 +3207,19 @@ fn relay_caller_to_agent(call: &Arc<Call>, caller: &CallerLeg) -> StreamEnd {
 
 /// Every frame goes on, the silent ones too: Ultravox hears time by them.
 /// Simplification: if Twilio stalls, the gap is not filled with silence.
-fn hand_to_agent(call: &Call, agent: &Duplex, mulaw: &[u8]) {
+///
+/// False: it was lost.
+fn hand_to_agent(call: &Call, agent: &Duplex, mulaw: &[u8]) -> bool {
     if mulaw.is_empty() {
-        return;
+        return true;
     }
     let pcm: Vec<u8> = mulaw.iter().flat_map(|&code| mulaw_to_pcm(code).to_le_bytes()).collect();
     if let Err(end) = agent.send(Message::Binary(pcm.into())) {
         // Thread U reads from this line; it decides what its end means for the call.
         log!(call, Debug, Talk, "a frame did not reach the agent: {end}");
+        return false;
     }
+    true
 }
 
 /// What the caller hears while there is no agent: 160 ms of a soft 400 Hz every two seconds. "The
@@ -3151,13 +3302,14 @@ impl FromAgent {
 fn relay_agent_to_caller(call: &Arc<Call>, agent: &Arc<Duplex>) -> HangUp {
     let mut voice = Voice::default();
     let mut act = Act::new(call, agent);
+    let relayed = call.bridge.metrics.relayed("to_caller");
     let mut quiet = 0;
     loop {
         let received = agent.read(PING_AFTER);
         if act.leaving.is_some_and(|(_, since)| since.elapsed() > AGENT_LEAVES_WITHIN) {
             return act.reason();
         }
-        let message = match received {
+        let (message, arrived) = match received {
             Ok(message) => message,
             Err(LineEnd::Quiet) if call.is_over() => return HangUp::CallerLeft,
             Err(LineEnd::Quiet) if quiet == 0 => {
@@ -3173,13 +3325,14 @@ fn relay_agent_to_caller(call: &Arc<Call>, agent: &Arc<Duplex>) -> HangUp {
                     return act.reason();
                 }
                 log!(call, Error, Talk, "Ultravox: {end}");
+                call.bridge.metrics.broken_lines.of(&["agent"]).add();
                 return HangUp::AgentLost;
             }
         };
         quiet = 0;
         let text = match message {
             Received::Binary(pcm) => {
-                voice.pass_on(call, &pcm);
+                relayed.note(voice.pass_on(call, &pcm), arrived);
                 continue;
             }
             Received::Text(text) => text,
@@ -3220,9 +3373,10 @@ struct Voice {
 impl Voice {
     /// At once, however much it is: Twilio keeps it and keeps the time.
     ///
-    /// Between two streams it waits for the next one, and the agent's voice with it.
-    fn pass_on(&mut self, call: &Call, pcm: &[u8]) {
-        let Some(caller) = call.await_stream() else { return };
+    /// Between two streams it waits for the next one, and the agent's voice with it. False: it
+    /// was lost.
+    fn pass_on(&mut self, call: &Call, pcm: &[u8]) -> bool {
+        let Some(caller) = call.await_stream() else { return false };
         let mut mulaw = Vec::with_capacity(pcm.len() / SAMPLE_BYTES + 1);
         let mut rest = pcm;
         if let (Some(low), Some((&high, after))) = (self.odd_byte, pcm.split_first()) {
@@ -3236,19 +3390,19 @@ impl Voice {
         }
         mulaw
             .extend(samples.map(|sample| pcm_to_mulaw(i16::from_le_bytes([sample[0], sample[1]]))));
+        let mut heard = true;
         for second in mulaw.chunks(TO_TWILIO_BYTES_MAX) {
-            caller.play(call, second);
+            heard &= caller.play(call, second);
         }
         if !self.spoke && !mulaw.is_empty() {
             self.spoke = true;
-            log!(
-                call,
-                Info,
-                Talk,
-                "the agent's first sound, {} ms after it rang",
-                call.rang.elapsed().as_millis()
-            );
+            if let Some(silent_since) = lock(&call.state).silent_since.take() {
+                call.bridge.metrics.dead_air.of(&[]).observe(silent_since.elapsed());
+            }
+            let ms = call.rang.elapsed().as_millis();
+            log!(call, Info, Talk, "the agent's first sound, {ms} ms after it rang"; ms);
         }
+        heard
     }
 }
 
@@ -3261,7 +3415,7 @@ impl Voice {
 /// {"event":"clear","streamSid":"MZ…"}
 /// ```
 impl CallerLeg {
-    fn play(&self, call: &Call, mulaw: &[u8]) {
+    fn play(&self, call: &Call, mulaw: &[u8]) -> bool {
         // A streamSid from outside may hold a quote, so it is written by the JSON writer.
         let mut text = format!(
             "{{\"event\":\"media\",\"streamSid\":{},\"media\":{{\"payload\":\"",
@@ -3273,7 +3427,7 @@ impl CallerLeg {
             let mut plays_until = lock(&self.plays_until);
             *plays_until = (*plays_until).max(Instant::now()) + playing_time(mulaw.len());
         }
-        self.tell(call, text);
+        self.tell(call, text)
     }
 
     fn mark(&self, call: &Call, name: &str) {
@@ -3289,11 +3443,14 @@ impl CallerLeg {
         self.tell(call, json!({"event": "clear", "streamSid": self.stream_sid}).to_string());
     }
 
-    fn tell(&self, call: &Call, text: String) {
+    /// False: it did not reach Twilio.
+    fn tell(&self, call: &Call, text: String) -> bool {
         if let Err(end) = self.socket.send(Message::text(text)) {
             // Thread T reads from this line; it decides what its end means for the call.
             log!(call, Debug, Talk, "a message did not reach Twilio: {end}");
+            return false;
         }
+        true
     }
 }
 
@@ -3309,13 +3466,8 @@ fn clear(call: &Call) {
     let Some(caller) = call.caller() else { return };
     let unheard = lock(&caller.plays_until).saturating_duration_since(Instant::now());
     caller.clear(call);
-    log!(
-        call,
-        Info,
-        Talk,
-        "barge-in: {} ms of the agent's voice were not played",
-        unheard.as_millis()
-    );
+    let ms = unheard.as_millis();
+    log!(call, Info, Talk, "barge-in: {ms} ms of the agent's voice were not played"; ms);
 }
 
 // --- 6d. Keys --------------------------------------------------------------------
@@ -3465,10 +3617,12 @@ impl<'a> Act<'a> {
     fn run(&mut self, invocation: Invocation) {
         if self.answered.len() >= INVOCATIONS_MAX {
             log!(self.call, Debug, Act, "{}: too many invocations", invocation.tool);
+            count_tool(self.call, &invocation, "refused");
             let storm = ToolResult::Failed("too many invocations in one call".into());
             return tell_result(self.call, self.agent, &invocation, &storm);
         }
         if !self.answered.insert(invocation.id.clone()) {
+            count_tool(self.call, &invocation, "repeated");
             return log!(self.call, Warn, Act, "{}: asked twice with one id", invocation.tool);
         }
         let began = Instant::now();
@@ -3481,10 +3635,12 @@ impl<'a> Act<'a> {
             .is_some_and(|stage| stage.tools.contains(&invocation.tool));
         let Some(tool) = bridge.agent.tools.get(&invocation.tool).filter(|_| offered) else {
             log!(self.call, Warn, Act, "{} is not a tool of stage {stage}", invocation.tool);
+            count_tool(self.call, &invocation, "no such tool");
             return tell_result(self.call, self.agent, &invocation, &ToolResult::NoSuchTool);
         };
         if let Some(what_is_missing) = missing(bridge, tool, &invocation) {
             log!(self.call, Info, Act, "{}: {what_is_missing}", invocation.tool);
+            count_tool(self.call, &invocation, "incomplete");
             return tell_result(
                 self.call,
                 self.agent,
@@ -3550,17 +3706,28 @@ impl<'a> Act<'a> {
         if let Err(error) = started {
             self.call.tools_running.fetch_sub(1, Ordering::SeqCst);
             log!(self.call, Warn, Act, "{}: {error}", again.tool);
+            count_tool(self.call, &again, "refused");
             tell_result(self.call, self.agent, &again, &ToolResult::Failed(error.to_string()));
         }
     }
 }
 
 fn note_tool(call: &Call, invocation: &Invocation, began: Instant, word: &str) {
+    count_tool(call, invocation, word);
+    call.bridge.metrics.tool_time.of(&[&invocation.tool]).observe(began.elapsed());
     let ms = began.elapsed().as_millis();
-    log!(call, Info, Act, "{}: {word} after {ms} ms", invocation.tool);
+    let (tool, outcome) = (&invocation.tool, word);
+    log!(call, Info, Act, "{tool}: {outcome} after {ms} ms"; tool, outcome, ms);
     let ms = u64::try_from(ms).unwrap_or(u64::MAX);
     let event = json!({"event": "tool", "tool": invocation.tool, "outcome": word, "ms": ms});
     call.journal.note(&event);
+}
+
+/// A name that the model has made up is not a label: there is no end to such names.
+fn count_tool(call: &Call, invocation: &Invocation, outcome: &str) {
+    let known = call.bridge.agent.tools.contains_key(&invocation.tool);
+    let tool = if known { &invocation.tool } else { "unknown" };
+    call.bridge.metrics.tools.of(&[tool, outcome]).add();
 }
 
 /// What the model left out or made up, as an instruction to it. Nothing has been done yet.
@@ -3640,9 +3807,7 @@ fn n8n_tool(call: &Call, tool: &Tool, invocation: &Invocation) -> (ToolResult, &
     let key = format!("{}-{route}-{}", call.sid, fingerprint.get(..16).unwrap_or_default());
     let question =
         ToN8n { sid: &call.sid, number: &call.number, route, data: &data, key, ended_by: None };
-    let reply = ask_n8n(call.bridge, &question, tool.within)
-        .and_then(|reply| understand_reply(&reply, "message"));
-    match reply {
+    match ask_n8n(call.bridge, &question, tool.within, Some("message")) {
         Ok(text) => {
             *answer = Some(text.clone());
             (ToolResult::Say(text), "done")
@@ -3701,7 +3866,8 @@ fn await_last_word(call: &Call, caller: &CallerLeg) {
         (false, true) => "no mark came back; the playing time has passed",
     };
     drop(state);
-    log!(call, Info, Goodbye, "{how}, {} ms later", began.elapsed().as_millis());
+    let ms = began.elapsed().as_millis();
+    log!(call, Info, Goodbye, "{how}, {ms} ms later"; ms);
 }
 
 /// `POST /stream-ended`: a stream is over, or a person we have rung for the caller is; Twilio asks
@@ -3710,6 +3876,7 @@ fn stream_ended(bridge: &'static Bridge, form: &Form) -> Reply {
     let sid = form.get("CallSid");
     if !is_sid(sid) {
         log!(Warn, "/stream-ended without a usable CallSid");
+        bridge.metrics.refused("call_sid");
         return Reply::text(400, "CallSid is missing or malformed");
     }
     bridge.calls.await_filed(sid);
@@ -3728,7 +3895,7 @@ fn stream_ended(bridge: &'static Bridge, form: &Form) -> Reply {
         ("completed" | "answered", _) => hang_up_for_good(bridge, sid),
         (_, _) if has_left => hang_up_for_good(bridge, sid),
         (status, _) => {
-            log!(Info, "{}: nobody answered the transfer ({status})", shorten(sid));
+            log!(Sid { sid }, Info, Goodbye, "nobody answered the transfer ({status})");
             take_up(bridge, sid, NOBODY_ANSWERED)
         }
     };
@@ -3746,6 +3913,7 @@ fn another_stream(call: &Arc<Call>) -> String {
     if let Some(cut) = lock(&call.state).caller.take() {
         cut.socket.shut();
     }
+    call.bridge.metrics.resumes.of(&["stream"]).add();
     log!(call, Info, Stream, "Twilio asks for another stream");
     twiml_connect_stream(&call.bridge.config.public_url, &call.new_token())
 }
@@ -3779,7 +3947,7 @@ fn take_up(bridge: &'static Bridge, sid: &str, what_happened: &'static str) -> S
     let found = journals(&bridge.config.data_dir).into_iter().rfind(|path| sid_of(path) == sid);
     let read = found.and_then(|path| Filed::read(&path).ok().map(|filed| (path, filed)));
     let Some((path, filed)) = read.filter(|(_, filed)| filed.sid == sid) else {
-        log!(Error, "{}: asked about a call of which there is no journal", shorten(sid));
+        log!(Sid { sid }, Error, Goodbye, "asked about a call of which there is no journal");
         return twiml_cannot_serve(bridge, apology);
     };
     if !filed.ended_by.is_empty() {
@@ -3792,10 +3960,15 @@ fn take_up(bridge: &'static Bridge, sid: &str, what_happened: &'static str) -> S
         Slot::Yours(call, slot) => {
             log!(call, Warn, Ring, "the call is taken up from its journal");
             bridge.outbox.forget(sid);
+            let after = if what_happened == LINE_BROKE { "process" } else { "transfer" };
+            bridge.metrics.resumes.of(&[after]).add();
             connect_to_agent(&call, slot, &Opening::GoOn(what_happened))
         }
         Slot::Known(call) => call.await_answer(),
-        Slot::None => twiml_cannot_serve(bridge, &bridge.agent.phrases.busy),
+        Slot::None => {
+            bridge.metrics.refused("busy");
+            twiml_cannot_serve(bridge, &bridge.agent.phrases.busy)
+        }
     }
 }
 
@@ -3861,12 +4034,18 @@ fn await_end(bridge: &'static Bridge, mut signals: Signals) -> io::Result<()> {
             }
         }
     })?;
-    if next_news.recv().is_err() {
+    let tidy = || tidy_journals(bridge, |_, _| {});
+    if await_news(&next_news, TIDY_EVERY, tidy).is_none() {
         return Ok(());
     }
     let calls = bridge.calls.all().len();
     let drain = bridge.config.drain;
-    log!(Info, "told to stop: no new calls; {calls} may go on for {} s", drain.as_secs());
+    let seconds = drain.as_secs();
+    log!(
+        Info,
+        "told to stop: no new calls; {calls} may go on for {seconds} s";
+        calls, seconds
+    );
     bridge.draining.store(true, Ordering::SeqCst);
     spawn("drain".into(), move || {
         drain_calls(bridge);
@@ -3878,6 +4057,21 @@ fn await_end(bridge: &'static Bridge, mut signals: Signals) -> io::Result<()> {
         log!(Info, "stopped: {why}");
     }
     Ok(())
+}
+
+/// The thread that waits is the main one, which has nothing else to do.
+fn await_news<T>(
+    news: &mpsc::Receiver<T>,
+    tidy_every: Duration,
+    mut tidy: impl FnMut(),
+) -> Option<T> {
+    loop {
+        match news.recv_timeout(tidy_every) {
+            Ok(news) => return Some(news),
+            Err(mpsc::RecvTimeoutError::Timeout) => tidy(),
+            Err(mpsc::RecvTimeoutError::Disconnected) => return None,
+        }
+    }
 }
 
 fn drain_calls(bridge: &'static Bridge) {
@@ -3932,6 +4126,7 @@ fn after(call: &Call) {
         call.journal.note(&json!({"event": "transfer"}));
     } else {
         call.journal.note(&end_event(how));
+        call.bridge.metrics.calls.of(&[&format!("{how:?}")]).add();
     }
     call.bridge.outbox.add(Parcel {
         sid: call.sid.clone(),
@@ -4260,12 +4455,19 @@ fn sid_of(journal: &Path) -> &str {
 struct Outbox {
     parcels: Mutex<Parcels>,
     changed: Condvar,
+    /// Transcripts that are kept and no longer tried, when the journals were last looked through.
+    given_up: AtomicUsize,
 }
 
 #[derive(Default)]
 struct Parcels {
     waiting: Vec<Parcel>,
-    on_the_way: usize,
+    /// Since when each of those has been waiting that are being delivered now.
+    on_the_way: Vec<Instant>,
+    /// What earlier processes have left behind is complete.
+    all_read: bool,
+    /// Until then: calls of which nothing more will come.
+    over: HashSet<String>,
 }
 
 /// A transcript to deliver.
@@ -4288,11 +4490,35 @@ impl Outbox {
         self.changed.notify_all();
     }
 
-    /// A call of which nothing more will come.
-    fn file_now(&self, sid: &str) {
-        for parcel in lock(&self.parcels).waiting.iter_mut().filter(|parcel| parcel.sid == sid) {
+    /// From an earlier process. Calls come in while the journals are still being read, so this
+    /// process may have made the journal itself, or have taken the call up: then it files it. Asked
+    /// under the lock, because `take_up` takes the slot first and calls `forget` then.
+    fn add_left_behind(&self, calls: &Calls, mut parcel: Parcel) {
+        let mut parcels = lock(&self.parcels);
+        if parcels.over.contains(&parcel.sid) {
             parcel.due = Instant::now();
         }
+        if !calls.knows(&parcel.sid) {
+            parcels.waiting.push(parcel);
+        }
+    }
+
+    fn is_all_read(&self) {
+        let mut parcels = lock(&self.parcels);
+        parcels.all_read = true;
+        parcels.over = HashSet::new();
+    }
+
+    /// A call of which nothing more will come.
+    fn file_now(&self, sid: &str) {
+        let mut parcels = lock(&self.parcels);
+        if !parcels.all_read {
+            parcels.over.insert(sid.to_owned());
+        }
+        for parcel in parcels.waiting.iter_mut().filter(|parcel| parcel.sid == sid) {
+            parcel.due = Instant::now();
+        }
+        drop(parcels);
         self.changed.notify_all();
     }
 
@@ -4307,8 +4533,9 @@ impl Outbox {
         loop {
             let now = Instant::now();
             if let Some(due) = parcels.waiting.iter().position(|parcel| parcel.due <= now) {
-                parcels.on_the_way += 1;
-                return parcels.waiting.remove(due);
+                let parcel = parcels.waiting.remove(due);
+                parcels.on_the_way.push(parcel.since);
+                return parcel;
             }
             let earliest = parcels.waiting.iter().map(|parcel| parcel.due).min();
             let pause =
@@ -4318,9 +4545,11 @@ impl Outbox {
         }
     }
 
-    fn done(&self, again: Option<Parcel>) {
+    fn done(&self, since: Instant, again: Option<Parcel>) {
         let mut parcels = lock(&self.parcels);
-        parcels.on_the_way -= 1;
+        if let Some(at) = parcels.on_the_way.iter().position(|other| *other == since) {
+            parcels.on_the_way.swap_remove(at);
+        }
         parcels.waiting.extend(again);
         drop(parcels);
         self.changed.notify_all();
@@ -4332,35 +4561,57 @@ impl Outbox {
         let parcels = lock(&self.parcels);
         let untried = |parcels: &mut Parcels| {
             let fresh = |parcel: &Parcel| parcel.tries == 0 && !parcel.unfinished;
-            parcels.on_the_way > 0 || parcels.waiting.iter().any(fresh)
+            !parcels.on_the_way.is_empty() || parcels.waiting.iter().any(fresh)
         };
         let waited = self.changed.wait_timeout_while(parcels, 2 * DELIVER_WITHIN, untried);
         drop(waited.unwrap_or_else(PoisonError::into_inner));
     }
 }
 
+/// Reads what earlier processes have left behind, all of it before the first delivery: so the
+/// oldest goes first.
 fn start_outbox(bridge: &'static Bridge) -> io::Result<()> {
+    let began = Instant::now();
+    let mut journals = 0;
+    tidy_journals(bridge, |filed, path| {
+        journals += 1;
+        bridge.outbox.add_left_behind(&bridge.calls, left_behind(filed, path));
+    });
+    bridge.outbox.is_all_read();
+    let (given_up, ms) =
+        (bridge.outbox.given_up.load(Ordering::Relaxed), began.elapsed().as_millis());
+    log!(Debug, "{journals} journals of calls that are not filed, read in {ms} ms"; journals, ms);
+    if given_up > 0 {
+        log!(Error, "{given_up} transcripts were never delivered: see callbridge outbox"; given_up);
+    }
+    for _ in 0..DELIVERIES_AT_ONCE {
+        spawn("outbox".into(), move || {
+            loop {
+                let parcel = bridge.outbox.next();
+                let since = parcel.since;
+                let again = deliver(bridge, parcel);
+                bridge.outbox.done(since, again);
+            }
+        })?;
+    }
+    Ok(())
+}
+
+/// At the start, and once a day: journals that nobody needs any more are removed. `waits` is given
+/// those whose transcript n8n is still to get, the oldest first.
+fn tidy_journals(bridge: &Bridge, mut waits: impl FnMut(Filed, PathBuf)) {
     let mut too_old = 0;
     for path in journals(&bridge.config.data_dir) {
         match Filed::read(&path) {
             Ok(filed) if filed.delivered => remove_if_old(bridge, &path, &filed),
             Ok(filed) if filed.quiet_for > DELIVER_FOR => too_old += 1,
-            Ok(filed) => bridge.outbox.add(left_behind(filed, path)),
+            Ok(filed) => waits(filed, path),
             Err(error) => log!(Warn, "{}: cannot be read: {error}", path.display()),
         }
     }
-    if too_old > 0 && bridge.config.n8n_webhook_url.is_some() {
-        log!(Error, "{too_old} transcripts were never delivered: see callbridge outbox");
-    }
-    for _ in 0..DELIVERIES_AT_ONCE {
-        spawn("outbox".into(), move || {
-            loop {
-                let again = deliver(bridge, bridge.outbox.next());
-                bridge.outbox.done(again);
-            }
-        })?;
-    }
-    Ok(())
+    // Without n8n they are where their owner wants them.
+    let given_up = if bridge.config.n8n_webhook_url.is_some() { too_old } else { 0 };
+    bridge.outbox.given_up.store(given_up, Ordering::Relaxed);
 }
 
 /// What an earlier process has not delivered. A call without an end may be taken up again first.
@@ -4406,6 +4657,7 @@ fn deliver(bridge: &Bridge, mut parcel: Parcel) -> Option<Parcel> {
         }
         parcel.unfinished = false;
         parcel.note(&json!({"event": "end", "endedBy": parcel.ended_by}));
+        bridge.metrics.calls.of(&[&parcel.ended_by]).add();
     }
     if parcel.transcript.text().is_empty() {
         log!(parcel, Info, After, "nothing was said, so there is no transcript to file");
@@ -4424,7 +4676,7 @@ fn deliver(bridge: &Bridge, mut parcel: Parcel) -> Option<Parcel> {
         Ok(()) => {
             parcel.note(&json!({"event": "delivered"}));
             let lines = parcel.transcript.text().lines().count();
-            log!(parcel, Info, After, "n8n has the transcript of {lines} lines");
+            log!(parcel, Info, After, "n8n has the transcript of {lines} lines"; lines);
             None
         }
         Err(failure) => keep(parcel, &failure),
@@ -4440,8 +4692,7 @@ fn offer(bridge: &Bridge, parcel: &Parcel) -> Result<(), Failure> {
         key: format!("{}-2", parcel.sid),
         ended_by: Some(&parcel.ended_by),
     };
-    let reply = ask_n8n(bridge, &question, DELIVER_WITHIN)?;
-    n8n_refusal(&reply).map_or(Ok(()), Err)
+    ask_n8n(bridge, &question, DELIVER_WITHIN, None).map(drop)
 }
 
 fn keep(mut parcel: Parcel, failure: &Failure) -> Option<Parcel> {
@@ -4457,7 +4708,13 @@ fn keep(mut parcel: Parcel, failure: &Failure) -> Option<Parcel> {
     let [dice] = random_bytes();
     let pause = doubled.min(DELIVER_AGAIN_MAX) * (192 + u32::from(dice) / 2) / 256;
     let seconds = pause.as_secs();
-    log!(parcel, Warn, After, "{failure}; the transcript stays in {path}, next try in {seconds} s");
+    log!(
+        parcel,
+        Warn,
+        After,
+        "{failure}; the transcript stays in {path}, next try in {seconds} s";
+        seconds
+    );
     parcel.due = Instant::now() + pause;
     Some(parcel)
 }
@@ -4528,7 +4785,7 @@ fn outbox_command(retry: bool) -> Result<(), Stop> {
 // ============================================================================
 //
 // What the story above uses and a reader can take on trust: the full-duplex socket, G.711,
-// failures, secrets, the log, a few texts and threads.
+// failures, secrets, the log, the metrics, a few texts and threads.
 
 // --- A WebSocket that two threads use at once ------------------------------------
 //
@@ -4554,9 +4811,10 @@ struct DuplexState {
     patience: Duration,
 }
 
-#[derive(Default)]
 struct Arrived {
     bytes: VecDeque<u8>,
+    /// When the latest of them were read off the socket.
+    at: Instant,
     ended: bool,
 }
 
@@ -4612,22 +4870,23 @@ impl Duplex {
         let state = DuplexState {
             websocket: WebSocketContext::new(role, Some(config)),
             tls,
-            arrived: Arrived { bytes: early.into(), ended: false },
+            arrived: Arrived { bytes: early.into(), at: Instant::now(), ended: false },
             patience: Duration::ZERO,
         };
         Duplex { socket, state: Mutex::new(state) }
     }
 
-    /// The next message. Only one thread may call this. `patience` is how long a message may take,
-    /// give or take as much again for one that arrives in small pieces.
-    fn read(&self, patience: Duration) -> Result<Received, LineEnd> {
+    /// The next message, and when the last of it was read off the socket. Only one thread may call
+    /// this. `patience` is how long a message may take, give or take as much again for one that
+    /// arrives in small pieces.
+    fn read(&self, patience: Duration) -> Result<(Received, Instant), LineEnd> {
         let began = Instant::now();
         let mut chunk = [0; READ_BYTES];
         loop {
             {
                 let mut state = lock(&self.state);
                 if let Some(received) = state.next_message(&self.socket) {
-                    return received;
+                    return received.map(|received| (received, state.arrived.at));
                 }
                 if began.elapsed() >= patience {
                     return Err(LineEnd::Quiet);
@@ -4642,9 +4901,14 @@ impl Duplex {
             // Here, and only here, the thread waits. It holds no lock.
             match (&*self.socket).read(&mut chunk) {
                 Ok(0) => lock(&self.state).arrived.ended = true,
-                Ok(count) => lock(&self.state)
-                    .feed(&chunk[..count], &self.socket)
-                    .map_err(|error| LineEnd::Broken(error.to_string()))?,
+                Ok(count) => {
+                    let at = Instant::now();
+                    let mut state = lock(&self.state);
+                    state.arrived.at = at;
+                    state
+                        .feed(&chunk[..count], &self.socket)
+                        .map_err(|error| LineEnd::Broken(error.to_string()))?;
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if is_timeout(&error) => return Err(LineEnd::Quiet),
                 Err(error) => return Err(LineEnd::Broken(error.to_string())),
@@ -5543,14 +5807,34 @@ fn log_as(level: Level, format: LogFormat) {
     }
 }
 
+/// What a line is about: a call, if any, and the step it is in.
+struct About<'a> {
+    sid: Option<&'a str>,
+    step: Step,
+}
+
+/// Stands in for a call in `log!`, where there is no call, or not yet.
+struct Sid<'a> {
+    sid: &'a str,
+}
+
+/// Warnings and errors, said or not.
+static WARNINGS: Counter = Counter::new();
+static ERRORS: Counter = Counter::new();
+
 /// One line: `12:04:31.207 CA9f3c 3 agent    Ultravox call 7c21 ready after 412 ms`.
-fn write_log(level: Level, sid: Option<&str>, step: Step, what: fmt::Arguments) {
+fn write_log(level: Level, about: &About, what: fmt::Arguments, facts: &[(&str, &dyn Display)]) {
+    match level {
+        Level::Error => ERRORS.add(),
+        Level::Warn => WARNINGS.add(),
+        Level::Info | Level::Debug => {}
+    }
     let (most, format) = LOG.get().copied().unwrap_or((Level::Info, LogFormat::Text));
     if level > most {
         return;
     }
     let now = jiff::Zoned::now();
-    let (number, word) = (step as u8, format!("{step:?}").to_lowercase());
+    let (number, word) = (about.step as u8, format!("{:?}", about.step).to_lowercase());
     let what = presentable(&what.to_string());
     let line = match format {
         LogFormat::Text => {
@@ -5562,19 +5846,23 @@ fn write_log(level: Level, sid: Option<&str>, step: Step, what: fmt::Arguments) 
             format!(
                 "{} {:<6} {number} {word:<8} {label}{what}\n",
                 now.strftime("%H:%M:%S%.3f"),
-                sid.map_or("-", shorten)
+                about.sid.map_or("-", shorten)
             )
         }
         LogFormat::Json => {
-            let level = format!("{level:?}").to_lowercase();
-            let line = json!({
+            let mut line = json!({
                 "time": now.strftime("%Y-%m-%dT%H:%M:%S%.3f%:z").to_string(),
-                "level": level,
-                "call": sid,
+                "level": format!("{level:?}").to_lowercase(),
+                "call": about.sid,
                 "step": number,
                 "stepName": word,
                 "message": what,
             });
+            for (name, fact) in facts {
+                let fact = presentable(&fact.to_string());
+                line[name] =
+                    fact.parse::<u64>().map_or_else(|_| json!(fact), |number| json!(number));
+            }
             format!("{line}\n")
         }
     };
@@ -5595,7 +5883,9 @@ fn presentable(text: &str) -> String {
         rest = behind;
     }
     presentable.push_str(rest);
-    let shown = |character: char| if character.is_control() { ' ' } else { character };
+    // Unicode has line ends and changes of direction that do not count as control characters.
+    let steers = |c: char| matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let shown = |c: char| if c.is_control() || steers(c) { ' ' } else { c };
     presentable.chars().map(shown).take(LOG_CHARS_MAX).collect()
 }
 
@@ -5636,6 +5926,373 @@ fn complain_raw(text: &str) {
     if io::stderr().write_all(text.as_bytes()).is_err() {
         // A log that cannot be written must not end a call.
     }
+}
+
+// --- Metrics ---------------------------------------------------------------------------
+//
+// What `GET /metrics` tells, in Prometheus' text format 0.0.4. Each fact is counted where it comes
+// to be known. What is a state (lines in use, the outbox) is looked up when somebody asks.
+
+/// All that is counted since the process began. What it means to an operator stands in the README.
+struct Metrics {
+    calls: Family<Counter>,
+    refusals: Family<Counter>,
+    answer_time: Family<Histogram>,
+    dead_air: Family<Histogram>,
+    relay_delay: Family<Histogram>,
+    frames_dropped: Family<Counter>,
+    broken_lines: Family<Counter>,
+    resumes: Family<Counter>,
+    tools: Family<Counter>,
+    tool_time: Family<Histogram>,
+    n8n_requests: Family<Counter>,
+    n8n_time: Family<Histogram>,
+    ultravox_creates: Family<Counter>,
+    ultravox_time: Family<Histogram>,
+}
+
+/// Why connections, requests and calls are turned away.
+const REFUSALS: [&str; 21] = [
+    "too_many_connections",
+    "idle_connection",
+    "slow_head",
+    "long_head",
+    "long_body",
+    "no_body",
+    "tls",
+    "not_http",
+    "method",
+    "signature",
+    "call_sid",
+    "api_token",
+    "not_json",
+    "not_allowed",
+    "stopping",
+    "busy",
+    "too_often",
+    "upgrade",
+    "no_start",
+    "media_format",
+    "stream_token",
+];
+
+impl Metrics {
+    fn new(agent: &Agent) -> Metrics {
+        let metrics = Metrics {
+            calls: Family::new("callbridge_calls_total", &["ended_by"], Counter::new),
+            refusals: Family::new("callbridge_refusals_total", &["reason"], Counter::new),
+            answer_time: Family::new("callbridge_answer_seconds", &[], Histogram::of_waits),
+            dead_air: Family::new("callbridge_dead_air_seconds", &[], Histogram::of_waits),
+            relay_delay: Family::new(
+                "callbridge_relay_delay_seconds",
+                &["direction"],
+                Histogram::of_frames,
+            ),
+            frames_dropped: Family::new(
+                "callbridge_frames_dropped_total",
+                &["direction"],
+                Counter::new,
+            ),
+            broken_lines: Family::new("callbridge_broken_lines_total", &["leg"], Counter::new),
+            resumes: Family::new("callbridge_resumes_total", &["after"], Counter::new),
+            tools: Family::new("callbridge_tools_total", &["tool", "outcome"], Counter::new),
+            tool_time: Family::new("callbridge_tool_seconds", &["tool"], Histogram::of_waits),
+            n8n_requests: Family::new(
+                "callbridge_n8n_requests_total",
+                &["route", "outcome"],
+                Counter::new,
+            ),
+            n8n_time: Family::new("callbridge_n8n_seconds", &["route"], Histogram::of_waits),
+            ultravox_creates: Family::new(
+                "callbridge_ultravox_creates_total",
+                &["outcome"],
+                Counter::new,
+            ),
+            ultravox_time: Family::new(
+                "callbridge_ultravox_create_seconds",
+                &[],
+                Histogram::of_waits,
+            ),
+        };
+        metrics.begin(agent);
+        metrics
+    }
+
+    /// Every series is there from the start, at zero: Prometheus sees no increase in one that
+    /// appears with its first event.
+    fn begin(&self, agent: &Agent) {
+        self.calls.begin(&HangUp::ALL.map(|how| format!("{how:?}")));
+        self.refusals.begin(&REFUSALS);
+        self.frames_dropped.begin(&["to_agent", "to_caller"]);
+        self.relay_delay.begin(&["to_agent", "to_caller"]);
+        self.broken_lines.begin(&["agent", "caller"]);
+        self.resumes.begin(&["agent_line", "stream", "process", "transfer"]);
+        self.ultravox_creates.begin(&["created", "busy", "refused", "late", "failed"]);
+        for single in [&self.answer_time, &self.dead_air, &self.ultravox_time] {
+            single.of(&[]);
+        }
+        let mut routes = BTreeSet::from(["1", "2"]);
+        for (name, tool) in &agent.tools {
+            let outcomes: &[&str] = match &tool.action {
+                // Ultravox does not tell us.
+                ToolAction::Ultravox { .. } => continue,
+                ToolAction::N8n { route, .. } => {
+                    routes.insert(route);
+                    &["done", "answered from memory", "failed", "uncertain", "refused"]
+                }
+                ToolAction::EnterStage { .. }
+                | ToolAction::Reply(_)
+                | ToolAction::HangUp(_)
+                | ToolAction::Transfer(_) => &["done"],
+            };
+            self.tool_time.of(&[name]);
+            for outcome in outcomes.iter().chain(&["incomplete", "no such tool"]) {
+                self.tools.of(&[name, outcome]);
+            }
+        }
+        self.tools.of(&["unknown", "no such tool"]);
+        for route in routes {
+            self.n8n_time.of(&[route]);
+            for outcome in ["answered", "nonsense", "refused", "late", "failed"] {
+                self.n8n_requests.of(&[route, outcome]);
+            }
+        }
+    }
+
+    fn refused(&self, reason: &str) {
+        self.refusals.of(&[reason]).add();
+    }
+
+    fn relayed(&self, direction: &str) -> Relayed {
+        Relayed {
+            delay: self.relay_delay.of(&[direction]),
+            dropped: self.frames_dropped.of(&[direction]),
+        }
+    }
+}
+
+/// One direction of a call, so that a frame costs no look-up.
+struct Relayed {
+    delay: Arc<Histogram>,
+    dropped: Arc<Counter>,
+}
+
+impl Relayed {
+    fn note(&self, passed_on: bool, arrived: Instant) {
+        if passed_on {
+            self.delay.observe(arrived.elapsed());
+        } else {
+            self.dropped.add();
+        }
+    }
+}
+
+/// Series that share a name and differ in the values of their labels. The values come from us or
+/// from the agent's files, never from outside: nobody can make the list long.
+struct Family<T> {
+    name: &'static str,
+    labels: &'static [&'static str],
+    fresh: fn() -> T,
+    series: Mutex<BTreeMap<Vec<String>, Arc<T>>>,
+}
+
+impl<T> Family<T> {
+    fn new(name: &'static str, labels: &'static [&'static str], fresh: fn() -> T) -> Family<T> {
+        Family { name, labels, fresh, series: Mutex::default() }
+    }
+
+    fn begin(&self, values: &[impl AsRef<str>]) {
+        for value in values {
+            self.of(&[value.as_ref()]);
+        }
+    }
+
+    /// The series with these values of the labels.
+    fn of(&self, values: &[&str]) -> Arc<T> {
+        let values = values.iter().map(|value| (*value).to_owned()).collect();
+        Arc::clone(lock(&self.series).entry(values).or_insert_with(|| Arc::new((self.fresh)())))
+    }
+}
+
+/// Relaxed, here and below: each is a number for itself, and orders nothing.
+struct Counter(AtomicU64);
+
+impl Counter {
+    const fn new() -> Counter {
+        Counter(AtomicU64::new(0))
+    }
+
+    fn add(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn value(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// How often something took how long.
+struct Histogram {
+    bounds_us: &'static [u64; BUCKETS],
+    /// One for each bound, and one for what is beyond.
+    counts: [Counter; BUCKETS + 1],
+    sum_ns: AtomicU64,
+}
+
+const BUCKETS: usize = 12;
+/// For a frame, which is to take as good as no time: 10 us to 100 ms.
+const FRAME_BOUNDS_US: [u64; BUCKETS] =
+    [10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 100_000];
+/// For what a caller may have to wait for: 5 ms to 30 s.
+const WAIT_BOUNDS_US: [u64; BUCKETS] = [
+    5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_000_000, 5_000_000,
+    10_000_000, 30_000_000,
+];
+
+impl Histogram {
+    fn of_frames() -> Histogram {
+        Histogram::new(&FRAME_BOUNDS_US)
+    }
+
+    fn of_waits() -> Histogram {
+        Histogram::new(&WAIT_BOUNDS_US)
+    }
+
+    fn new(bounds_us: &'static [u64; BUCKETS]) -> Histogram {
+        Histogram {
+            bounds_us,
+            counts: [const { Counter::new() }; BUCKETS + 1],
+            sum_ns: AtomicU64::new(0),
+        }
+    }
+
+    fn observe(&self, time: Duration) {
+        // Five centuries fit.
+        let ns = u64::try_from(time.as_nanos()).unwrap_or_default();
+        let beyond = self.bounds_us.iter().filter(|bound| ns > **bound * 1_000).count();
+        self.counts[beyond].add();
+        self.sum_ns.fetch_add(ns, Ordering::Relaxed);
+    }
+}
+
+/// `GET /metrics`.
+fn metrics(bridge: &'static Bridge, _: &Value) -> Reply {
+    let counted = &bridge.metrics;
+    let mut page = MetricsPage(String::new());
+    page.counters("Calls that have ended, by how they ended.", &counted.calls);
+    let calls = bridge.calls.all().len();
+    page.gauge("callbridge_calls_in_progress", "Lines in use.", calls);
+    page.gauge("callbridge_calls_max", "The lines there are, MAX_CALLS.", bridge.config.max_calls);
+    page.counters("Connections, requests and calls turned away.", &counted.refusals);
+    page.histograms("From the ring to our answer.", &counted.answer_time);
+    page.histograms("From the first stream to the agent's first sound.", &counted.dead_air);
+    page.histograms("From reading a message with sound to its being sent.", &counted.relay_delay);
+    page.counters("Messages with sound that reached nobody.", &counted.frames_dropped);
+    page.counters("Lines that broke in a call.", &counted.broken_lines);
+    page.counters("Calls that went on after a break.", &counted.resumes);
+    page.counters("Tools that the agent has asked for.", &counted.tools);
+    page.histograms("Time until the agent had a tool's result.", &counted.tool_time);
+    page.counters("Requests to n8n.", &counted.n8n_requests);
+    page.histograms("Time that n8n took.", &counted.n8n_time);
+    page.counters("Requests to create an agent's call.", &counted.ultravox_creates);
+    page.histograms("Time that creating an agent's call took.", &counted.ultravox_time);
+    page.outbox(&bridge.outbox);
+    page.head("callbridge_log_lines_total", "counter", "Warnings and errors, logged or not.");
+    page.sample("callbridge_log_lines_total", &[("level", "warn")], WARNINGS.value());
+    page.sample("callbridge_log_lines_total", &[("level", "error")], ERRORS.value());
+    page.head("callbridge_build_info", "gauge", "The version that runs.");
+    page.sample("callbridge_build_info", &[("version", env!("CARGO_PKG_VERSION"))], 1);
+    let began = bridge.began.as_millisecond();
+    let seconds = format!("{}.{:03}", began / 1_000, began % 1_000);
+    page.gauge("process_start_time_seconds", "When the process began, since 1970.", seconds);
+    Reply {
+        status: 200,
+        content_type: "text/plain; version=0.0.4; charset=utf-8",
+        body: page.0.into_bytes(),
+    }
+}
+
+struct MetricsPage(String);
+
+impl MetricsPage {
+    fn counters(&mut self, help: &str, family: &Family<Counter>) {
+        self.head(family.name, "counter", help);
+        for (values, counter) in &*lock(&family.series) {
+            let labels: Vec<_> = labelled(family.labels, values).collect();
+            self.sample(family.name, &labels, counter.value());
+        }
+    }
+
+    fn histograms(&mut self, help: &str, family: &Family<Histogram>) {
+        let name = family.name;
+        self.head(name, "histogram", help);
+        let (buckets, sum, count) =
+            (format!("{name}_bucket"), format!("{name}_sum"), format!("{name}_count"));
+        for (values, histogram) in &*lock(&family.series) {
+            let labels: Vec<_> = labelled(family.labels, values).collect();
+            let bounds = histogram.bounds_us.iter().map(|&us| seconds(Duration::from_micros(us)));
+            let mut so_far = 0;
+            for (bound, counter) in bounds.chain(["+Inf".into()]).zip(&histogram.counts) {
+                so_far += counter.value();
+                self.sample(&buckets, &[&labels[..], &[("le", &*bound)]].concat(), so_far);
+            }
+            let total = Duration::from_nanos(histogram.sum_ns.load(Ordering::Relaxed));
+            self.sample(&sum, &labels, seconds(total));
+            self.sample(&count, &labels, so_far);
+        }
+    }
+
+    fn outbox(&mut self, outbox: &Outbox) {
+        let oldest = {
+            let parcels = lock(&outbox.parcels);
+            // A call that may still go on has no transcript to deliver yet.
+            let waiting = parcels.waiting.iter().filter(|parcel| !parcel.unfinished);
+            let since = waiting.map(|parcel| parcel.since).chain(parcels.on_the_way.clone());
+            since.collect::<Vec<_>>()
+        };
+        let count = oldest.len();
+        let age = oldest.into_iter().min().map_or(Duration::ZERO, |since| since.elapsed());
+        let given_up = outbox.given_up.load(Ordering::Relaxed);
+        self.gauge("callbridge_outbox_transcripts", "Transcripts that wait for n8n.", count);
+        self.gauge("callbridge_outbox_oldest_seconds", "Age of the oldest of them.", seconds(age));
+        let help = "Transcripts that n8n has not taken in time, see callbridge outbox.";
+        self.gauge("callbridge_outbox_given_up", help, given_up);
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, value: impl Display) {
+        self.head(name, "gauge", help);
+        self.sample(name, &[], value);
+    }
+
+    fn head(&mut self, name: &str, kind: &str, help: &str) {
+        self.line(&format!("# HELP {name} {help}"));
+        self.line(&format!("# TYPE {name} {kind}"));
+    }
+
+    fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: impl Display) {
+        let escape =
+            |text: &str| text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+        let labels = labels.iter().map(|(label, value)| format!("{label}=\"{}\"", escape(value)));
+        let labels = labels.collect::<Vec<_>>().join(",");
+        let labels = if labels.is_empty() { labels } else { format!("{{{labels}}}") };
+        self.line(&format!("{name}{labels} {value}"));
+    }
+
+    fn line(&mut self, text: &str) {
+        self.0.push_str(text);
+        self.0.push('\n');
+    }
+}
+
+fn labelled<'a>(
+    labels: &'a [&'a str],
+    values: &'a [String],
+) -> impl Iterator<Item = (&'a str, &'a str)> {
+    labels.iter().copied().zip(values.iter().map(String::as_str))
+}
+
+fn seconds(time: Duration) -> String {
+    time.as_secs_f64().to_string()
 }
 
 // --- Texts, threads, certificates ------------------------------------------------------

@@ -14,7 +14,7 @@ use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -30,15 +30,16 @@ use tungstenite::protocol::frame::coding::CloseCode;
 
 use super::{
     AGENT_MESSAGE_BYTES_MAX, ANNOUNCED_BYTES_MAX, Agent, BUILT_IN_AGENT, Bridge, Config, Duplex,
-    Failure, Filed, Form, FromAgent, FromTwilio, HEAD_BYTES_MAX, Heard, INVOCATION_ID_BYTES_MAX,
-    Invocation, Journal, LINE_BROKE, LOG_CHARS_MAX, Level, LineEnd, LogFormat, N8nReply, Party,
-    READ_BYTES, Received, SETTINGS, Secret, Speaker, Stop, TOOL_WITHIN_MAX, TRANSCRIPT_BYTES_MAX,
-    TWILIO_MESSAGE_BYTES_MAX, ToolAction, Transcript, announced_body, fill, find, hex, is_e164,
-    is_sid, journals, left_behind, listed, missing, mulaw_to_pcm, n8n_refusal, needs_attention,
-    pcm_to_mulaw, placeholders, playing_time, presentable, random_hex, random_number,
-    read_agent_call, read_head, selected_tools, shorten, shorten_number, shown_token, sid_of,
-    signature_is_valid, trusted_roots, twiml, twiml_connect_stream, ultravox_refusal,
-    understand_reply, unreachable_party, url_with_and_without_port, wants_media_stream, xml_escape,
+    FRAME_BOUNDS_US, Failure, Filed, Form, FromAgent, FromTwilio, HEAD_BYTES_MAX, HangUp, Heard,
+    Histogram, INVOCATION_ID_BYTES_MAX, Invocation, Journal, LINE_BROKE, LOG_CHARS_MAX, Level,
+    LineEnd, LogFormat, MetricsPage, N8nReply, Party, READ_BYTES, REFUSALS, Received, SETTINGS,
+    Secret, Speaker, Stop, TOOL_WITHIN_MAX, TRANSCRIPT_BYTES_MAX, TWILIO_MESSAGE_BYTES_MAX,
+    ToolAction, Transcript, announced_body, await_news, fill, find, hex, is_e164, is_sid, journals,
+    left_behind, listed, missing, mulaw_to_pcm, n8n_refusal, needs_attention, pcm_to_mulaw,
+    placeholders, playing_time, presentable, random_hex, random_number, read_agent_call, read_head,
+    selected_tools, shorten, shorten_number, shown_token, sid_of, signature_is_valid,
+    tidy_journals, trusted_roots, twiml, twiml_connect_stream, ultravox_refusal, understand_reply,
+    unreachable_party, url_with_and_without_port, wants_media_stream, xml_escape,
 };
 
 /// Ends a test that would hang. Never reached while all is well.
@@ -2052,8 +2053,8 @@ fn end_and_bare_socket(role: Role) -> (Duplex, TcpStream) {
 /// A message or an end, in one word and its content.
 fn heard(end: &Duplex) -> String {
     match end.read(DEADLINE) {
-        Ok(Received::Text(text)) => format!("text {text}"),
-        Ok(Received::Binary(bytes)) => format!("binary {}", hex(&bytes)),
+        Ok((Received::Text(text), _)) => format!("text {text}"),
+        Ok((Received::Binary(bytes), _)) => format!("binary {}", hex(&bytes)),
         Err(LineEnd::Quiet) => "quiet".to_owned(),
         Err(LineEnd::Closed(code)) => format!("closed {code:?}"),
         Err(LineEnd::Broken(why)) => format!("broken: {why}"),
@@ -2898,4 +2899,100 @@ fn what_was_fed_once_is_still_digested() {
             assert!(fed.is_ok(), "{}", file.display());
         }
     }
+}
+
+// --- Metrics, and the journals of every day ------------------------------------------
+
+#[test]
+fn every_way_a_call_can_end_is_in_the_metrics() {
+    let source = include_str!("main.rs");
+    let (_, after) = source.split_once("\nenum HangUp {\n").unwrap();
+    let (body, _) = after.split_once("\n}\n").unwrap();
+    let words = body.lines().map(str::trim).filter(|line| !line.starts_with("//"));
+    let words: Vec<&str> = words.map(|word| word.trim_end_matches(',')).collect();
+    assert_eq!(HangUp::ALL.map(|how| format!("{how:?}")).to_vec(), words);
+}
+
+#[test]
+fn every_reason_to_turn_somebody_away_is_in_the_metrics() {
+    let source = include_str!("main.rs");
+    for call in ["refused(\"", "refuse(\""] {
+        for after in source.split(call).skip(1) {
+            let reason = after.split('"').next().unwrap();
+            assert!(REFUSALS.contains(&reason), "{reason} is not in REFUSALS");
+        }
+    }
+    for reason in REFUSALS {
+        let uses = source.matches(&format!("\"{reason}\"")).count();
+        assert!(uses > 1, "nobody is turned away for {reason}");
+    }
+}
+
+#[test]
+fn a_histogram_puts_each_time_where_it_belongs() {
+    let histogram = Histogram::of_frames();
+    for us in [0, 10, 11, 100_000, 100_001, 3_000_000] {
+        histogram.observe(Duration::from_micros(us));
+    }
+    let counts: Vec<u64> = histogram.counts.iter().map(super::Counter::value).collect();
+    assert_eq!(counts, [2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 2]);
+    assert_eq!(histogram.sum_ns.load(Ordering::Relaxed), 3_200_022_000);
+    assert!(FRAME_BOUNDS_US.is_sorted() && super::WAIT_BOUNDS_US.is_sorted());
+}
+
+#[test]
+fn odd_characters_in_a_label_do_not_end_it() {
+    let mut page = MetricsPage(String::new());
+    page.sample("name", &[("route", "a\"b\\c\nd}"), ("outcome", "ü")], 1);
+    assert_eq!(page.0, "name{route=\"a\\\"b\\\\c\\nd}\",outcome=\"ü\"} 1\n");
+}
+
+#[test]
+fn what_is_to_be_done_every_day_is_done_until_there_is_news() {
+    let (news, next_news) = mpsc::channel();
+    let mut days = 0;
+    let found = await_news(&next_news, Duration::ZERO, || {
+        days += 1;
+        if days == 3 {
+            news.send("stop").unwrap();
+        }
+    });
+    assert_eq!((found, days), (Some("stop"), 3));
+    let (news, next_news) = mpsc::channel::<()>();
+    drop(news);
+    assert_eq!(await_news(&next_news, Duration::ZERO, || ()), None);
+}
+
+#[test]
+fn journals_are_removed_while_the_process_runs() {
+    const HOUR: i64 = 3_600;
+    let scratch = Scratch::new();
+    let data_dir = scratch.0.to_str().unwrap();
+    let config = settings(&[
+        ("DATA_DIR", data_dir),
+        ("KEEP_DAYS", "2"),
+        ("N8N_WEBHOOK_URL", "https://n8n.example/webhook/call"),
+    ]);
+    let bridge = Bridge::new(config.ok().unwrap()).ok().unwrap();
+    fs::create_dir_all(scratch.0.join("calls")).unwrap();
+    for (sid, hours, last) in [
+        ("CAold", 49, "delivered"),
+        ("CAyoung", 47, "delivered"),
+        ("CAlate", 100, "end"),
+        ("CAnew", 1, "end"),
+    ] {
+        let at = jiff::Timestamp::now() - jiff::SignedDuration::from_secs(hours * HOUR);
+        let ring = json!({"at": at.to_string(), "event": "ring", "callSid": sid});
+        let last = json!({"at": at.to_string(), "event": last, "endedBy": "CallerLeft"});
+        scratch.file(&format!("calls/{}-{sid}.jsonl", 1_000 - hours), format!("{ring}\n{last}\n"));
+    }
+    let mut waiting = Vec::new();
+    tidy_journals(&bridge, |filed, _| waiting.push(filed.sid));
+    let left: Vec<PathBuf> = journals(&scratch.0);
+    assert_eq!(
+        left.iter().map(|path| sid_of(path)).collect::<Vec<_>>(),
+        ["CAlate", "CAyoung", "CAnew"]
+    );
+    assert_eq!(waiting, ["CAnew"]);
+    assert_eq!(bridge.outbox.given_up.load(Ordering::Relaxed), 1);
 }

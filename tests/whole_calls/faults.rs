@@ -11,7 +11,7 @@ use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Output;
+use std::process::{Command, Output};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -974,6 +974,55 @@ fn a_call_taken_up_is_not_filed_without_its_second_half() -> Outcome {
 }
 
 /// Near the end of `MAX_CALL_SECONDS` the caller still gets the last words that Ultravox allows.
+/// A first journal that takes its time: a pipe, which can be read when the test has written it.
+/// Until then the bridge is to serve, and to mix nothing up.
+#[test]
+fn calls_are_served_while_the_journals_are_still_being_read() -> Outcome {
+    let world = builder().start()?;
+    let left = connect_and_talk(&world)?;
+    let stayed = connect_and_talk(&world)?;
+    world.bridge.kill();
+    let seen = world.bridge.log().len();
+    let slow = world.data_dir().join("calls").join("20200101T000000Z-CAslow.jsonl");
+    assert!(Command::new("mkfifo").arg(&slow).status()?.success());
+    world.bridge.restart()?;
+    assert_eq!(world.get("/health")?.status, 200);
+
+    // One caller has left meanwhile, one comes back, and a new one rings.
+    left.ringing.call_status(&world, "completed")?;
+    let again = take_up(&world, &stayed.ringing)?;
+    caller_hears(&again.phone, &again.agent, "Where were we?", 8)?;
+    let new = connect_and_talk(&world)?;
+    new.phone.hang_up()?;
+    new.phone.wait_closed()?;
+    caught_up(&again.agent)?;
+    assert!(!world.bridge.log().iter().skip(seen).any(|line| line.contains("not filed, read")));
+
+    fs::write(&slow, "")?;
+    fs::remove_file(&slow)?;
+    let first = filed(&world, 2)?;
+    again.phone.hang_up()?;
+    let posts = filed(&world, 3)?;
+    let mut found: Vec<(&str, &str, &str)> = posts
+        .iter()
+        .map(|post| {
+            let field = |name: &str| post.json[name].as_str().unwrap_or_default();
+            (field("callSid"), field("data"), field("endedBy"))
+        })
+        .collect();
+    assert_eq!(first.len(), 2);
+    let more = format!("{TALK}\nAgent: Where were we?");
+    let mut wanted = vec![
+        (left.ringing.call_sid.as_str(), TALK, "ProcessDied"),
+        (new.ringing.call_sid.as_str(), TALK, "CallerLeft"),
+        (stayed.ringing.call_sid.as_str(), more.as_str(), "CallerLeft"),
+    ];
+    found.sort_unstable();
+    wanted.sort_unstable();
+    assert_eq!(found, wanted);
+    Ok(())
+}
+
 #[test]
 fn a_call_taken_up_late_is_not_cut_off_at_once() -> Outcome {
     let world = builder().start()?;
@@ -1566,7 +1615,9 @@ fn after_three_days_a_transcript_is_kept_and_reported() -> Outcome {
 fn delivered_journals_are_removed_after_their_time() -> Outcome {
     const DAY: i64 = 86_400;
     let world = builder().setting("KEEP_DAYS", 2).start()?;
+    world.bridge.wait_for_log("journals of calls that are not filed")?;
     world.bridge.kill();
+    let seen = world.bridge.log().len();
     for (number, days) in [(1, 3), (2, 3), (3, 1)] {
         write_journal(&world, &made_up_sid(number), days * DAY + 60, true)?;
     }
@@ -1579,6 +1630,7 @@ fn delivered_journals_are_removed_after_their_time() -> Outcome {
         }
     }
     world.bridge.restart()?;
+    world.bridge.wait_for_log_since(seen, "journals of calls that are not filed")?;
     let left = world.journals();
     let there = |number| {
         let sid = made_up_sid(number);

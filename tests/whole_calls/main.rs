@@ -6,6 +6,7 @@
 mod demo;
 mod faults;
 mod happy;
+mod metrics;
 mod sad;
 
 use std::error::Error;

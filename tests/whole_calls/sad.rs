@@ -1460,7 +1460,7 @@ fn a_command_nobody_knows_is_answered_with_those_there_are() -> Outcome {
     let program = env!("CARGO_BIN_EXE_callbridge");
     for (arguments, status, wanted) in [
         (["dmeo"].as_slice(), 2, "callbridge demo"),
-        (&["demo", "--loud"], 1, "demo does not know \"--loud\""),
+        (&["demo", "--loud"], 2, "demo does not know \"--loud\""),
     ] {
         let output =
             Command::new(program).args(arguments).env_clear().current_dir(&scratch.0).output()?;
