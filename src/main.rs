@@ -5995,7 +5995,11 @@ impl Metrics {
             ),
             broken_lines: Family::new("callbridge_broken_lines_total", &["leg"], Counter::new),
             resumes: Family::new("callbridge_resumes_total", &["after"], Counter::new),
-            tools: Family::new("callbridge_tools_total", &["tool", "outcome"], Counter::new),
+            tools: Family::new(
+                "callbridge_tool_invocations_total",
+                &["tool", "outcome"],
+                Counter::new,
+            ),
             tool_time: Family::new("callbridge_tool_seconds", &["tool"], Histogram::of_waits),
             n8n_requests: Family::new(
                 "callbridge_n8n_requests_total",
