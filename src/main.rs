@@ -435,6 +435,7 @@ struct Bridge {
     outbox: Outbox,
     ringing: Ringing,
     metrics: Metrics,
+    /// When this process began, for the metrics.
     began: jiff::Timestamp,
     /// Whether Ultravox would take a call, as far as it has been asked.
     agent_is_ready: AtomicBool,
