@@ -79,7 +79,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::fmt::{self, Display, Write as _};
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek as _, SeekFrom, Write};
+use std::io::{self, BufRead as _, Read, Seek as _, SeekFrom, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -321,6 +321,11 @@ const _: () =
 const TO_TWILIO_BYTES_MAX: usize = SAMPLE_RATE_HZ;
 /// What one `read` takes from a socket.
 const READ_BYTES: usize = 4 * 1_024;
+/// What each leg keeps for messages to come: a few frames. Longer ones get their own.
+const MESSAGE_BUFFER_BYTES: usize = 1_024;
+/// What a request to Ultravox, n8n or Twilio takes for a buffer each way. ureq would take 128 KiB,
+/// and an allocator does not give them back after a busy minute.
+const HTTP_BUFFER_BYTES: usize = 16 * 1_024;
 /// A thread's stack. Only what is touched takes memory; a TLS handshake touches most.
 const STACK_BYTES: usize = 512 * 1_024;
 /// Pause after a failed `accept` (out of file descriptors: nothing announces that one is free).
@@ -2956,6 +2961,8 @@ impl<'a> FromTwilio<'a> {
 struct CallerLeg {
     socket: Duplex,
     stream_sid: String,
+    /// What stands before the sound in each message of it.
+    media_head: String,
     /// When Twilio will have played all that it was sent.
     plays_until: Mutex<Instant>,
 }
@@ -2990,11 +2997,7 @@ fn media_stream(bridge: &'static Bridge, visit: &Visit, head: Vec<u8>) {
         return refuse("stream_token", "it has no valid token");
     };
     visit.is_decided();
-    let caller = Arc::new(CallerLeg {
-        socket: line,
-        stream_sid: start.stream_sid,
-        plays_until: Mutex::new(Instant::now()),
-    });
+    let caller = Arc::new(CallerLeg::new(line, start.stream_sid));
     call.journal.note(&json!({"event": "stream", "streamSid": caller.stream_sid}));
     if !call.has_stream(&caller) {
         caller.socket.close(CloseCode::Normal, "the call is over");
@@ -3214,7 +3217,10 @@ fn hand_to_agent(call: &Call, agent: &Duplex, mulaw: &[u8]) -> bool {
     if mulaw.is_empty() {
         return true;
     }
-    let pcm: Vec<u8> = mulaw.iter().flat_map(|&code| mulaw_to_pcm(code).to_le_bytes()).collect();
+    let mut pcm = Vec::with_capacity(mulaw.len() * SAMPLE_BYTES);
+    for &code in mulaw {
+        pcm.extend_from_slice(&mulaw_to_pcm(code).to_le_bytes());
+    }
     if let Err(end) = agent.send(Message::Binary(pcm.into())) {
         // Thread U reads from this line; it decides what its end means for the call.
         log!(call, Debug, Talk, "a frame did not reach the agent: {end}");
@@ -3416,14 +3422,22 @@ impl Voice {
 /// {"event":"clear","streamSid":"MZ…"}
 /// ```
 impl CallerLeg {
-    fn play(&self, call: &Call, mulaw: &[u8]) -> bool {
+    fn new(socket: Duplex, stream_sid: String) -> CallerLeg {
         // A streamSid from outside may hold a quote, so it is written by the JSON writer.
-        let mut text = format!(
-            "{{\"event\":\"media\",\"streamSid\":{},\"media\":{{\"payload\":\"",
-            json!(self.stream_sid)
-        );
+        let sid = json!(stream_sid);
+        let media_head =
+            format!("{{\"event\":\"media\",\"streamSid\":{sid},\"media\":{{\"payload\":\"");
+        CallerLeg { socket, stream_sid, media_head, plays_until: Mutex::new(Instant::now()) }
+    }
+
+    fn play(&self, call: &Call, mulaw: &[u8]) -> bool {
+        const MEDIA_TAIL: &str = "\"}}";
+        let payload_bytes = mulaw.len().div_ceil(3) * 4;
+        let mut text =
+            String::with_capacity(self.media_head.len() + payload_bytes + MEDIA_TAIL.len());
+        text.push_str(&self.media_head);
         BASE64.encode_string(mulaw, &mut text);
-        text.push_str("\"}}");
+        text.push_str(MEDIA_TAIL);
         {
             let mut plays_until = lock(&self.plays_until);
             *plays_until = (*plays_until).max(Instant::now()) + playing_time(mulaw.len());
@@ -4863,7 +4877,7 @@ impl Duplex {
             Role::Client => AGENT_MESSAGE_BYTES_MAX,
         };
         let config = WebSocketConfig::default()
-            .read_buffer_size(READ_BYTES)
+            .read_buffer_size(MESSAGE_BUFFER_BYTES)
             // Every message goes out at once, with one write.
             .write_buffer_size(0)
             .max_message_size(Some(limit))
@@ -5010,9 +5024,15 @@ impl DuplexState {
             }
             let progress = progress?;
             self.arrived.ended |= progress.peer_has_closed();
-            let mut plain = vec![0; progress.plaintext_bytes_to_read()];
-            tls.reader().read_exact(&mut plain)?;
-            self.arrived.bytes.extend(plain);
+            let mut left = progress.plaintext_bytes_to_read();
+            let mut reader = tls.reader();
+            while left > 0 {
+                let plain = reader.fill_buf()?;
+                let count = plain.len();
+                self.arrived.bytes.extend(plain);
+                reader.consume(count);
+                left -= count;
+            }
         }
         Ok(())
     }
@@ -6425,6 +6445,8 @@ fn http_agent(roots: &[CertificateDer<'static>]) -> ureq::Agent {
         .user_agent(concat!("callbridge/", env!("CARGO_PKG_VERSION")))
         // A connection that the other side has closed meanwhile is noticed and left alone.
         .max_idle_age(IDLE_MAX)
+        .input_buffer_size(HTTP_BUFFER_BYTES)
+        .output_buffer_size(HTTP_BUFFER_BYTES)
         .build()
         .into()
 }
