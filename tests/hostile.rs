@@ -551,6 +551,7 @@ fn storms(siege: &Siege, n8n: &MadN8n) -> Outcome {
     let one_each = |victim: &Victim, ids: &[String]| -> Outcome {
         for id in ids {
             victim.agent.wait_result(id)?;
+            victim.breathes()?;
         }
         victim.talks()?;
         let mut results: BTreeMap<String, usize> = BTreeMap::new();
@@ -626,6 +627,7 @@ fn storms(siege: &Siege, n8n: &MadN8n) -> Outcome {
             for number in 0..600 {
                 let id = format!("{number}{}", "i".repeat(100_000));
                 victim.agent.invoke_as(&id, "verify", &json!({}))?;
+                victim.breathes()?;
             }
             victim.talks()?;
             victim.hangs_up()?;
@@ -640,6 +642,7 @@ fn storms(siege: &Siege, n8n: &MadN8n) -> Outcome {
             question["purpose"] = json!("p".repeat(500_000));
             let id = victim.agent.invoke("schedule_meeting", &question)?;
             victim.agent.wait_result(&id)?;
+            victim.breathes()?;
         }
         victim.talks()?;
         victim.hangs_up()?;
@@ -1341,6 +1344,11 @@ fn agents_of(world: &World, sid: &str) -> Vec<AgentCall> {
 impl Victim {
     fn sid(&self) -> &str {
         &self.ringing.call_sid
+    }
+
+    /// A frame: however slow this machine is, a phone is never silent.
+    fn breathes(&self) -> Outcome {
+        Ok(self.phone.speak(&voice(9, 20))?)
     }
 
     /// Sound still flows both ways.
