@@ -105,6 +105,17 @@ pub const CORPUS_ID: &str = "5f1f7a1e-2b0c-4a53-9d0b-8a3c1e7d9b42";
 pub const OUR_NUMBER: &str = "+442079460000";
 /// Pretend Twilio's account.
 pub const ACCOUNT_SID: &str = "AC0123456789abcdef0123456789abcdef";
+/// The models that pretend Ultravox has.
+const MODELS: [&str; 3] = ["ultravox-v0.6", "ultravox-v0.6-gemma3-27b", "ultravox-v0.7"];
+/// The voices that it has. Two people share a name.
+pub const VOICES: [(&str, &str); 6] = [
+    ("Emily-English", "00000000-0000-4000-8000-000000000001"),
+    ("Mark", "00000000-0000-4000-8000-000000000002"),
+    ("Mark-Slow", "00000000-0000-4000-8000-000000000003"),
+    ("Sam", "00000000-0000-4000-8000-000000000004"),
+    ("Sam", "00000000-0000-4000-8000-000000000005"),
+    ("Tanya-English", "00000000-0000-4000-8000-000000000006"),
+];
 /// What n8n answers at step 2 unless told otherwise.
 pub const FIRST_MESSAGE: &str =
     "Hello Anna, this is Sara from SecureLife Insurance. How can I help you today?";
@@ -654,6 +665,7 @@ pub struct World {
 pub struct WorldBuilder {
     program: PathBuf,
     tls: bool,
+    asleep: bool,
     changes: Vec<(String, Option<String>)>,
 }
 
@@ -661,7 +673,8 @@ impl World {
     /// A world around the bridge whose program file this is: in a test
     /// `env!("CARGO_BIN_EXE_callbridge")`.
     pub fn builder(program: impl AsRef<Path>) -> WorldBuilder {
-        WorldBuilder { program: program.as_ref().to_owned(), tls: false, changes: Vec::new() }
+        let program = program.as_ref().to_owned();
+        WorldBuilder { program, tls: false, asleep: false, changes: Vec::new() }
     }
 
     /// The number rings: Twilio posts `/incoming-call` and reads the TwiML.
@@ -858,6 +871,13 @@ impl WorldBuilder {
         self
     }
 
+    /// Opens all doors, but does not start the bridge.
+    #[must_use]
+    pub fn asleep(mut self) -> WorldBuilder {
+        self.asleep = true;
+        self
+    }
+
     /// Adds or changes a setting of the bridge.
     #[must_use]
     pub fn setting(mut self, name: &str, value: impl Display) -> WorldBuilder {
@@ -876,16 +896,19 @@ impl WorldBuilder {
     #[track_caller]
     pub fn start(self) -> Result<World, Trouble> {
         let log = ChildLog::default();
+        let asleep = self.asleep;
         let prepared = self.prepare(&log);
         let (world, port) = prepared.map_err(|error| log.trouble(format!("no world: {error}")))?;
-        world.bridge.launch(port)?;
+        if !asleep {
+            world.bridge.launch(port)?;
+        }
         Ok(world)
     }
 
     fn prepare(self, log: &ChildLog) -> io::Result<(World, u16)> {
         let home = TempDir::new()?;
         let backstage = Arc::new(Backstage::default());
-        let certificate = if self.tls { Some(make_certificate()?) } else { None };
+        let certificate = if self.tls { Some(make_certificate(Certificate::Good)?) } else { None };
         let pem = certificate.as_ref().map(|(pem, _)| pem.clone());
         let ultravox = Ultravox::open(&backstage, certificate.map(|(_, tls)| tls), log)?;
         let n8n = N8n::open(&backstage, log)?;
@@ -918,6 +941,7 @@ impl WorldBuilder {
             found.map_or(otherwise, |(_, value)| value).to_owned()
         };
         let port = look("PORT", "0").parse().unwrap_or(0);
+        twilio.set_auth_token(&look("TWILIO_AUTH_TOKEN", AUTH_TOKEN));
         let world = World {
             public_url: look("PUBLIC_URL", PUBLIC_URL).trim_end_matches('/').to_owned(),
             auth_token: look("TWILIO_AUTH_TOKEN", AUTH_TOKEN),
@@ -1046,12 +1070,41 @@ impl Bridge {
     /// verb.
     #[track_caller]
     pub fn run(&self, arguments: &[&str]) -> Result<Output, Trouble> {
-        let output = self.command().args(arguments).output();
+        self.run_with(arguments, &[])
+    }
+
+    /// As [`Bridge::run`], with settings changed or, where there is nothing,
+    /// taken away.
+    #[track_caller]
+    pub fn run_with(
+        &self,
+        arguments: &[&str],
+        changes: &[(&str, Option<&str>)],
+    ) -> Result<Output, Trouble> {
+        let mut command = self.command();
+        for (name, value) in changes {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        let output = command.args(arguments).output();
         output.map_err(|error| self.log.trouble(format!("cannot run {arguments:?}: {error}")))
     }
 
+    /// The settings of the bridge around another program, for `script` and the
+    /// like.
+    pub fn command_in(&self, program: &str, arguments: &[&str]) -> Command {
+        let mut command = self.surround(Command::new(program));
+        command.args(arguments);
+        command
+    }
+
     fn command(&self) -> Command {
-        let mut command = Command::new(&self.program);
+        self.surround(Command::new(&self.program))
+    }
+
+    fn surround(&self, mut command: Command) -> Command {
         command.env_clear().current_dir(&self.home);
         command.envs(self.settings.iter().filter(|(name, _)| name != "PORT").cloned());
         if let Some(path) = std::env::var_os("PATH") {
@@ -2214,9 +2267,9 @@ struct Calls {
     slow: Duration,
     silent_on_join: bool,
     violations: Vec<String>,
-    /// The answer about the account, if it is not the ordinary one.
-    account: Option<Reply>,
     account_asked: usize,
+    /// Answers to GET by path, in the place of the standing ones.
+    told: HashMap<String, Reply>,
 }
 
 /// One call, in which the test plays the agent. Clones are the same call.
@@ -2377,7 +2430,7 @@ impl Ultravox {
 
     /// From now on this is the answer about the account.
     pub fn set_account(&self, reply: Reply) {
-        self.shared.board.change(|calls| calls.account = Some(reply));
+        self.set_answer("/api/accounts/me", reply);
     }
 
     /// Waits until somebody has asked about the account so often.
@@ -2386,6 +2439,12 @@ impl Ultravox {
         let asked =
             self.shared.board.wait(PATIENCE, |calls| (calls.account_asked >= count).then_some(()));
         asked.ok_or_else(|| self.log.trouble("nobody has asked about the account"))
+    }
+
+    /// From now on this is the answer to a GET of that path, such as
+    /// `/api/accounts/me`. Of lists, whatever the query.
+    pub fn set_answer(&self, path: &str, reply: Reply) {
+        self.shared.board.change(|calls| calls.told.insert(path.to_owned(), reply));
     }
 
     /// Joins that were refused: unknown, or for the second time.
@@ -2401,8 +2460,8 @@ impl Ultravox {
 
 impl UltravoxState {
     fn answer(&self, request: HttpRequest) -> Reply {
-        if request.method == "GET" && request.path() == "/api/accounts/me" {
-            return self.account(&request);
+        if request.method == "GET" {
+            return self.look_up(&request);
         }
         if request.method != "POST" || request.path() != "/api/calls" {
             return Reply::json(404, &json!({"detail": "Not found."}));
@@ -2438,17 +2497,44 @@ impl UltravoxState {
         Reply::json(201, &reply).after(slow)
     }
 
-    fn account(&self, request: &HttpRequest) -> Reply {
-        let set = self.board.change(|calls| {
-            calls.account_asked += 1;
-            calls.account.clone()
+    /// What may be asked for without a call. Lists come in pages of two.
+    fn look_up(&self, request: &HttpRequest) -> Reply {
+        let told = self.board.change(|calls| {
+            calls.account_asked += usize::from(request.path() == "/api/accounts/me");
+            calls.told.get(request.path()).cloned()
         });
         if request.header("x-api-key") != Some(API_KEY) {
             return Reply::json(403, &json!({"detail": "Invalid API key"}));
         }
-        let allows = json!({"accountId": random_uuid(), "activeCalls": 0,
-            "allowedConcurrentCalls": null, "hasActiveSubscription": true});
-        set.unwrap_or_else(|| Reply::json(200, &allows))
+        if let Some(reply) = told {
+            return reply;
+        }
+        let voices = VOICES.map(|(name, id)| json!({"voiceId": id, "name": name}));
+        let unknown = || Reply::json(404, &json!({"detail": "Not found."}));
+        match request.path() {
+            "/api/accounts/me" => Reply::json(200, &account()),
+            "/api/models" => {
+                page(request, &MODELS.map(|name| json!({"name": name, "aFieldOfTheFuture": 1})))
+            }
+            "/api/voices" => {
+                let wanted = request.parameter("search").unwrap_or_default().to_lowercase();
+                let named = |voice: &Value| {
+                    voice["name"].as_str().is_some_and(|name| name.to_lowercase().contains(&wanted))
+                };
+                page(request, &voices.into_iter().filter(named).collect::<Vec<Value>>())
+            }
+            path => match path.rsplit_once('/') {
+                Some(("/api/corpora", CORPUS_ID)) => Reply::json(
+                    200,
+                    &json!({"corpusId": CORPUS_ID, "name": "Handbook", "stats": {"numDocs": 3}}),
+                ),
+                Some(("/api/voices", id)) => {
+                    let found = voices.iter().find(|voice| voice["voiceId"] == id);
+                    found.map_or_else(unknown, |voice| Reply::json(200, voice))
+                }
+                _ => unknown(),
+            },
+        }
     }
 
     /// One connection to the agent's socket, from accept to end.
@@ -2509,6 +2595,32 @@ impl UltravoxState {
             fresh
         })
     }
+}
+
+/// The account behind the one key: a plan that allows a hundred calls at once.
+pub fn account() -> Value {
+    json!({
+        "accountId": "6f0f2a7e-3b1c-4d5e-8f90-a1b2c3d4e5f6",
+        "name": "Anna's insurance",
+        "activeCalls": 0,
+        "allowedConcurrentCalls": 100,
+        "hasActiveSubscription": true,
+        "subscriptionTier": "PRO",
+        "freeTimeUsed": "1800s",
+        "freeTimeRemaining": "0s",
+    })
+}
+
+/// Two entries of a list, and where the next two are.
+fn page(request: &HttpRequest, all: &[Value]) -> Reply {
+    let from = request.parameter("cursor").and_then(|at| at.parse().ok()).unwrap_or(0);
+    let results: Vec<&Value> = all.iter().skip(from).take(2).collect();
+    let search = request.parameter("search").unwrap_or_default();
+    let next = (from + 2 < all.len()).then(|| {
+        // Somewhere else on purpose: the key must not be carried there.
+        format!("http://elsewhere.invalid{}?search={search}&cursor={}", request.path(), from + 2)
+    });
+    Reply::json(200, &json!({"results": results, "next": next, "total": all.len()}))
 }
 
 fn not_found() -> ErrorResponse {
@@ -3170,7 +3282,7 @@ impl N8n {
 }
 
 // ============================================================================
-// Pretend Twilio: the REST API that makes outgoing calls
+// Pretend Twilio: the REST API, for outgoing calls and the number's set-up
 // ============================================================================
 
 /// Twilio's REST API: takes orders to ring somebody, and hands them to the
@@ -3185,6 +3297,98 @@ pub struct Twilio {
 struct Orders {
     taken: Vec<Order>,
     next: VecDeque<Reply>,
+    auth_token: String,
+    account: Value,
+    numbers: Vec<Value>,
+    /// Answers every GET in the place of the standing ones.
+    told: Option<Reply>,
+    /// How often a number's set-up was written.
+    changes: usize,
+}
+
+impl Orders {
+    fn begin() -> Orders {
+        Orders {
+            account: json!({"sid": ACCOUNT_SID, "status": "active", "type": "Full"}),
+            numbers: vec![
+                // The filter finds this one as well: it contains the other.
+                json!({"sid": format!("PN{}", "1".repeat(32)), "phone_number": "+4420794600001"}),
+                json!({
+                    "sid": format!("PN{}", "2".repeat(32)),
+                    "phone_number": OUR_NUMBER,
+                    "voice_url": "https://demo.twilio.com/welcome/voice/",
+                    "voice_method": "POST",
+                    "status_callback": "",
+                    "status_callback_method": "POST",
+                    "voice_application_sid": "",
+                    "trunk_sid": null,
+                    "capabilities": {"voice": true, "sms": true},
+                }),
+            ],
+            ..Orders::default()
+        }
+    }
+
+    /// GET of the account and its numbers; POST to one of the numbers.
+    fn set_up(&mut self, request: &HttpRequest) -> Reply {
+        if let Some(reply) = self.told.clone() {
+            return reply;
+        }
+        let login = request.header("authorization").and_then(basic_login);
+        if login != Some((ACCOUNT_SID.to_owned(), self.auth_token.clone())) {
+            let what = json!({"status": 401, "code": 20003, "message": "Authenticate"});
+            return Reply::json(401, &what);
+        }
+        let base = format!("/2010-04-01/Accounts/{ACCOUNT_SID}");
+        let path = request.path().strip_prefix(&base).unwrap_or_default();
+        if path == ".json" {
+            let mut account = self.account.clone();
+            // As the real one does, in clear.
+            if account["auth_token"].is_null() {
+                account["auth_token"] = json!(self.auth_token);
+            }
+            return Reply::json(200, &account);
+        }
+        if path == "/IncomingPhoneNumbers.json" {
+            return self.list(request);
+        }
+        let sid = path.strip_prefix("/IncomingPhoneNumbers/");
+        let sid = sid.and_then(|sid| sid.strip_suffix(".json")).unwrap_or_default();
+        let Some(number) = self.numbers.iter_mut().find(|number| number["sid"] == sid) else {
+            return Reply::json(404, &json!({"status": 404, "code": 20404}));
+        };
+        if request.method == "POST" {
+            self.changes += 1;
+            for (name, value) in form_urlencoded::parse(&request.body) {
+                // `VoiceUrl` is read as `voice_url`.
+                let mut field = String::new();
+                for letter in name.chars() {
+                    if letter.is_ascii_uppercase() && !field.is_empty() {
+                        field.push('_');
+                    }
+                    field.push(letter.to_ascii_lowercase());
+                }
+                number[field] = json!(value);
+            }
+        }
+        Reply::json(200, number)
+    }
+
+    /// A number a page: whoever looks for one must turn pages.
+    fn list(&self, request: &HttpRequest) -> Reply {
+        let wanted = request.parameter("PhoneNumber").unwrap_or_default();
+        let fits = |number: &&Value| {
+            number["phone_number"].as_str().is_some_and(|text| text.contains(&wanted))
+        };
+        let at = request.parameter("Page").and_then(|page| page.parse().ok()).unwrap_or(0);
+        let found: Vec<&Value> = self.numbers.iter().filter(fits).collect();
+        let next = (at + 1 < found.len()).then(|| {
+            let wanted = wanted.replace('+', "%2B");
+            format!("{}?PhoneNumber={wanted}&Page={}", request.path(), at + 1)
+        });
+        let page: Vec<&Value> = found.into_iter().skip(at).take(1).collect();
+        Reply::json(200, &json!({"incoming_phone_numbers": page, "next_page_uri": next}))
+    }
 }
 
 /// One request to make a call, refused ones included.
@@ -3216,11 +3420,11 @@ impl Order {
 
 impl Twilio {
     fn open(backstage: &Arc<Backstage>, log: &ChildLog) -> io::Result<Twilio> {
-        let shared = Arc::new(Board::<Orders>::default());
+        let shared = Arc::new(Board::new(Orders::begin()));
         let board = Arc::clone(&shared);
         let address = serve_http(backstage, "twilio", move |request| {
-            if request.method != "POST" {
-                return Reply::json(404, &json!({"code": 20404, "status": 404}));
+            if request.method != "POST" || request.path().contains("/IncomingPhoneNumbers") {
+                return board.change(|orders| orders.set_up(&request));
             }
             let order = Order {
                 at: request.at,
@@ -3243,6 +3447,45 @@ impl Twilio {
         self.shared.change(|orders| orders.next.push_back(reply));
     }
 
+    /// The account's primary Auth Token.
+    fn set_auth_token(&self, token: &str) {
+        self.shared.change(|orders| token.clone_into(&mut orders.auth_token));
+    }
+
+    /// Changes a field of the account's description.
+    pub fn set_account(&self, field: &str, value: Value) {
+        self.shared.change(|orders| orders.account[field] = value);
+    }
+
+    /// Changes a field of [`OUR_NUMBER`], such as `voice_url`.
+    pub fn set_number(&self, field: &str, value: Value) {
+        self.shared.change(|orders| {
+            let ours = orders.numbers.iter_mut().find(|one| one["phone_number"] == OUR_NUMBER);
+            if let Some(ours) = ours {
+                ours[field] = value;
+            }
+        });
+    }
+
+    /// A field of [`OUR_NUMBER`] as it is now.
+    pub fn number(&self, field: &str) -> Value {
+        self.shared.look(|orders| {
+            let ours = orders.numbers.iter().find(|one| one["phone_number"] == OUR_NUMBER);
+            ours.map(|ours| ours[field].clone()).unwrap_or_default()
+        })
+    }
+
+    /// From now on this is the answer to everything but orders; with nothing,
+    /// all is as before.
+    pub fn set_answer(&self, reply: Option<Reply>) {
+        self.shared.change(|orders| orders.told = reply);
+    }
+
+    /// How often a number's set-up was written.
+    pub fn changes(&self) -> usize {
+        self.shared.look(|orders| orders.changes)
+    }
+
     /// All orders so far.
     pub fn orders(&self) -> Vec<Order> {
         self.shared.look(|orders| orders.taken.clone())
@@ -3256,6 +3499,133 @@ impl Twilio {
             Some(()) => Ok(self.orders()),
             None => Err(self.log.trouble(format!("Twilio was not asked {count} times"))),
         }
+    }
+}
+
+// ============================================================================
+// What stands in front of the bridge: a proxy or tunnel, and ngrok's own API
+// ============================================================================
+
+/// The certificate that a [`Front`] shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Certificate {
+    Good,
+    Expired,
+    WrongName,
+    /// Signed by nobody whom the bridge is told to trust.
+    Strange,
+}
+
+/// What a [`Front`] does with a request.
+#[derive(Clone, Debug)]
+pub enum Manner {
+    /// Carries the connection to this address.
+    Pass(SocketAddr),
+    /// Carries requests there, but answers an upgrade itself.
+    PassNoUpgrade(SocketAddr, Reply),
+    Always(Reply),
+}
+
+/// A proxy with https in front of the bridge, as Caddy or a tunnel is.
+pub struct Front {
+    /// Its address: what `PUBLIC_URL` should be.
+    pub url: String,
+    manner: Arc<Mutex<Manner>>,
+    backstage: Arc<Backstage>,
+    home: TempDir,
+}
+
+impl Front {
+    /// Until it is told more, nobody is behind it.
+    pub fn open(certificate: Certificate) -> io::Result<Front> {
+        let backstage = Arc::new(Backstage::default());
+        let home = TempDir::new()?;
+        let (pem, tls) = make_certificate(certificate)?;
+        std::fs::write(home.path.join("front.pem"), pem)?;
+        let nobody = Reply::text(502, None, "Bad Gateway");
+        let manner = Arc::new(Mutex::new(Manner::Always(nobody)));
+        let told = Arc::clone(&manner);
+        let speaks = serve_http(&backstage, "front", move |request| {
+            match (lock(&told).clone(), request.header("upgrade")) {
+                (Manner::Always(reply), _) | (Manner::PassNoUpgrade(_, reply), Some(_)) => reply,
+                (Manner::Pass(behind) | Manner::PassNoUpgrade(behind, _), _) => {
+                    let (method, path) = (&request.method, &request.target);
+                    match http_exchange(behind, method, path, &[], &request.body) {
+                        Ok(answer) => Reply::text(answer.status, None, &answer.text()),
+                        Err(_) => Reply::text(502, None, "Bad Gateway"),
+                    }
+                }
+            }
+        })?;
+        let told = Arc::clone(&manner);
+        let doors = backstage.listen("front", move |tcp| {
+            let behind = match *lock(&told) {
+                Manner::Pass(address) => address,
+                Manner::PassNoUpgrade(..) | Manner::Always(_) => speaks,
+            };
+            // Whoever refuses the certificate says so itself.
+            moot(Plug::from_tls_to(tcp, &tls, behind));
+        })?;
+        let url = format!("https://localhost:{}", doors.port());
+        Ok(Front { url, manner, backstage, home })
+    }
+
+    /// From now on it does this.
+    pub fn set(&self, manner: Manner) {
+        *lock(&self.manner) = manner;
+    }
+
+    /// The authority that has signed its certificate, for `SSL_CERT_FILE`.
+    pub fn pem(&self) -> PathBuf {
+        self.home.path.join("front.pem")
+    }
+}
+
+impl Drop for Front {
+    fn drop(&mut self) {
+        self.backstage.stop();
+    }
+}
+
+/// ngrok's local API.
+pub struct Ngrok {
+    /// What `NGROK_API_URL` should be.
+    pub url: String,
+    reply: Arc<Mutex<Reply>>,
+    backstage: Arc<Backstage>,
+}
+
+impl Ngrok {
+    /// Without a tunnel at first.
+    pub fn open() -> io::Result<Ngrok> {
+        let backstage = Arc::new(Backstage::default());
+        let reply = Arc::new(Mutex::new(Reply::json(200, &json!({"tunnels": []}))));
+        let told = Arc::clone(&reply);
+        let address = serve_http(&backstage, "ngrok", move |request| match request.path() {
+            "/api/tunnels" => lock(&told).clone(),
+            _ => Reply::json(404, &json!({"status_code": 404})),
+        })?;
+        Ok(Ngrok { url: format!("http://{address}"), reply, backstage })
+    }
+
+    /// Its tunnels from now on: public address, and where each leads.
+    pub fn set_tunnels(&self, tunnels: &[(&str, &str)]) {
+        let list: Vec<Value> = tunnels
+            .iter()
+            .map(|(url, to)| json!({"public_url": url, "config": {"addr": to, "inspect": true}}))
+            .collect();
+        self.set_answer(Reply::json(200, &json!({"tunnels": list, "uri": "/api/tunnels"})));
+    }
+
+    /// Any answer to the question for tunnels.
+    pub fn set_answer(&self, reply: Reply) {
+        *lock(&self.reply) = reply;
+    }
+}
+
+impl Drop for Ngrok {
+    fn drop(&mut self) {
+        self.backstage.stop();
     }
 }
 
@@ -3345,6 +3715,13 @@ impl HttpRequest {
 
     fn header(&self, name: &str) -> Option<&str> {
         find_header(&self.headers, name)
+    }
+
+    /// A value of the query, decoded.
+    fn parameter(&self, name: &str) -> Option<String> {
+        let (_, query) = self.target.split_once('?')?;
+        let mut pairs = form_urlencoded::parse(query.as_bytes());
+        pairs.find(|(present, _)| present == name).map(|(_, value)| value.into_owned())
     }
 }
 
@@ -3770,15 +4147,26 @@ fn socket_pair() -> io::Result<(TcpStream, TcpStream)> {
 
 /// A certificate authority and a server certificate for `localhost`, made for
 /// this one run. Gives the authority in PEM, which the bridge shall trust.
-fn make_certificate() -> io::Result<(String, Arc<rustls::ServerConfig>)> {
+fn make_certificate(kind: Certificate) -> io::Result<(String, Arc<rustls::ServerConfig>)> {
     let mut authority = rcgen::CertificateParams::new(Vec::new()).map_err(io::Error::other)?;
     authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-    authority.distinguished_name.push(rcgen::DnType::CommonName, "callbridge's pretend world");
+    let name = match kind {
+        Certificate::Strange => "somebody else's pretend world",
+        _ => "callbridge's pretend world",
+    };
+    authority.distinguished_name.push(rcgen::DnType::CommonName, name);
     let authority_key = rcgen::KeyPair::generate().map_err(io::Error::other)?;
     let authority =
         rcgen::CertifiedIssuer::self_signed(authority, authority_key).map_err(io::Error::other)?;
-    let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
-    let server = rcgen::CertificateParams::new(names).map_err(io::Error::other)?;
+    let names = match kind {
+        Certificate::WrongName => vec!["other.example".to_owned()],
+        _ => vec!["localhost".to_owned(), "127.0.0.1".to_owned()],
+    };
+    let mut server = rcgen::CertificateParams::new(names).map_err(io::Error::other)?;
+    if kind == Certificate::Expired {
+        server.not_before = rcgen::date_time_ymd(2020, 1, 1);
+        server.not_after = rcgen::date_time_ymd(2020, 3, 31);
+    }
     let server_key = rcgen::KeyPair::generate().map_err(io::Error::other)?;
     let certificate = server.signed_by(&server_key, &authority).map_err(io::Error::other)?;
 
@@ -3789,7 +4177,12 @@ fn make_certificate() -> io::Result<(String, Arc<rustls::ServerConfig>)> {
         .with_safe_default_protocol_versions()
         .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, key))
         .map_err(io::Error::other)?;
-    Ok((authority.pem(), Arc::new(config)))
+    let pem = match kind {
+        // The authority of another run.
+        Certificate::Strange => make_certificate(Certificate::Good)?.0,
+        _ => authority.pem(),
+    };
+    Ok((pem, Arc::new(config)))
 }
 
 // ============================================================================

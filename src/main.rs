@@ -106,6 +106,7 @@ use tungstenite::protocol::frame::coding::CloseCode;
 use tungstenite::protocol::{CloseFrame, Message, Role, WebSocketConfig, WebSocketContext};
 use tungstenite::{Bytes, Utf8Bytes};
 
+mod check;
 mod demo;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod tests;
@@ -342,7 +343,7 @@ const LOG_CHARS_MAX: usize = 1_000;
 const ENDED_CALLS_MAX: usize = 1_024;
 
 /// Every setting, in the order of `.env.example` and the README.
-const SETTINGS: [&str; 29] = [
+const SETTINGS: [&str; 30] = [
     "ULTRAVOX_API_KEY",
     "PUBLIC_URL",
     "N8N_WEBHOOK_URL",
@@ -371,6 +372,7 @@ const SETTINGS: [&str; 29] = [
     "LOG_FORMAT",
     "ULTRAVOX_API_URL",
     "TWILIO_API_URL",
+    "NGROK_API_URL",
     "SSL_CERT_FILE",
 ];
 
@@ -379,6 +381,8 @@ callbridge answers a phone number with a voice agent.
 
   callbridge              serve (settings: see .env.example)
   callbridge demo         play one whole call on this machine, no account needed
+  callbridge check        look at the set-up: what is wrong, and what to do about it
+                          (--fix sets up the Twilio number, --json is for scripts)
   callbridge outbox       list the transcripts that n8n has not taken, and why
   callbridge outbox --retry
                           offer them to n8n now
@@ -391,6 +395,7 @@ fn main() -> ExitCode {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let outcome = match words.as_slice() {
         [] => serve(),
+        ["check", options @ ..] => check::run(options),
         ["outbox"] => outbox_command(false),
         ["outbox", "--retry"] => outbox_command(true),
         ["demo", ..] => demo::run(&arguments[1..]).map_err(|flop| {
@@ -450,10 +455,15 @@ struct Bridge {
     stopping: AtomicBool,
     /// `tiny_http`, listening on loopback.
     http: Mutex<Option<Arc<tiny_http::Server>>>,
+    /// Known to nobody else: what is signed with it comes from this process.
+    identity: hmac::Key,
+    /// `callbridge check` listens where the server would, and takes no calls.
+    stands_in: bool,
 }
 
 fn serve() -> Result<(), Stop> {
-    let config = Config::load().map_err(|complaints| needs_attention("setting", &complaints))?;
+    let mut config =
+        Config::load().map_err(|complaints| needs_attention("setting", &complaints))?;
     log_as(config.log_level, config.log_format);
     std::panic::set_hook(Box::new(|panic| {
         let thread = thread::current();
@@ -463,6 +473,11 @@ fn serve() -> Result<(), Stop> {
         let (bind, port) = (config.bind, config.port);
         Stop::Failed(format!("callbridge: cannot listen on {bind}:{port}: {error}"))
     })?;
+    if config.public_url == check::NGROK {
+        let port = listener.local_addr().map_or(config.port, |address| address.port());
+        config.public_url = check::ngrok_address(&config.ngrok_api_url, port)
+            .map_err(|why| Stop::Failed(format!("callbridge: PUBLIC_URL=ngrok: {why}")))?;
+    }
     // Threads of calls hold on to it until the process ends, so nobody could ever free it.
     let bridge: &'static Bridge = Box::leak(Box::new(Bridge::new(config)?));
     run(bridge, listener).map_err(|error| Stop::Failed(format!("callbridge: {error}")))
@@ -487,11 +502,15 @@ impl Bridge {
             .map_err(|mistakes| needs_attention("agent file mistake", &mistakes))?;
         let roots = trusted_roots(config.ssl_cert_file.as_deref())
             .map_err(|complaint| needs_attention("setting", &[complaint]))?;
-        Ok(Bridge {
-            tls: tls_config(&roots),
-            ultravox: http_agent(&roots),
-            n8n: http_agent(&roots),
-            twilio: http_agent(&roots),
+        Ok(Bridge::build(config, agent, &roots))
+    }
+
+    fn build(config: Config, agent: Agent, roots: &[CertificateDer<'static>]) -> Bridge {
+        Bridge {
+            tls: tls_config(roots),
+            ultravox: http_agent(roots),
+            n8n: http_agent(roots),
+            twilio: http_agent(roots),
             calls: Calls::default(),
             lobby: Lobby::default(),
             outbox: Outbox::default(),
@@ -502,9 +521,11 @@ impl Bridge {
             draining: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             http: Mutex::default(),
+            identity: hmac::Key::new(hmac::HMAC_SHA256, &random_bytes::<32>()),
+            stands_in: false,
             config,
             agent,
-        })
+        }
     }
 }
 
@@ -590,12 +611,18 @@ struct Config {
     log_format: LogFormat,
     ultravox_api_url: String,
     twilio_api_url: String,
+    ngrok_api_url: String,
     ssl_cert_file: Option<PathBuf>,
 }
 
 impl Config {
     /// The environment first, then `.env`. All complaints at once.
     fn load() -> Result<Config, Vec<String>> {
+        let (values, complaints) = Config::values();
+        Config::from_values(values, complaints)
+    }
+
+    fn values() -> (HashMap<String, String>, Vec<String>) {
         let mut values: HashMap<String, String> = HashMap::new();
         let mut complaints = Vec::new();
         match dotenvy::from_path_iter(".env") {
@@ -623,13 +650,22 @@ impl Config {
                 }
             }
         }
-        Config::from_values(values, complaints)
+        (values, complaints)
     }
 
     fn from_values(
         values: HashMap<String, String>,
         complaints: Vec<String>,
     ) -> Result<Config, Vec<String>> {
+        let (config, complaints) = Config::understand(values, complaints);
+        if complaints.is_empty() { Ok(config) } else { Err(complaints) }
+    }
+
+    /// What is missing or malformed is complained of, and stands at its default.
+    fn understand(
+        values: HashMap<String, String>,
+        complaints: Vec<String>,
+    ) -> (Config, Vec<String>) {
         let mut settings = Settings { values, complaints };
         let config = Config {
             ultravox_api_key: Secret(
@@ -680,9 +716,12 @@ impl Config {
             twilio_api_url: settings
                 .url("TWILIO_API_URL")
                 .unwrap_or_else(|| "https://api.twilio.com".into()),
+            ngrok_api_url: settings
+                .url("NGROK_API_URL")
+                .unwrap_or_else(|| "http://127.0.0.1:4040".into()),
             ssl_cert_file: settings.text("SSL_CERT_FILE").map(PathBuf::from),
         };
-        if settings.complaints.is_empty() { Ok(config) } else { Err(settings.complaints) }
+        (config, settings.complaints)
     }
 }
 
@@ -1222,12 +1261,14 @@ fn answer(bridge: &'static Bridge, mut request: tiny_http::Request) {
     let url = request.url().to_owned();
     let path = url.split('?').next().unwrap_or_default();
     let reply = match (request.method(), path) {
+        (Method::Get | Method::Head, "/health") => health(bridge, &url),
+        // As a proxy that finds nobody at home would say: Twilio may try again.
+        _ if bridge.stands_in => Reply::text(503, "callbridge is not running, only its check"),
         (Method::Post, "/incoming-call") => from_twilio(bridge, &mut request, incoming_call),
         (Method::Post, "/stream-ended") => from_twilio(bridge, &mut request, stream_ended),
         (Method::Post, "/call-status") => from_twilio(bridge, &mut request, call_status),
         (Method::Post, "/outgoing-call") => from_owner(bridge, &mut request, outgoing_call),
         (Method::Get, "/metrics") => from_owner(bridge, &mut request, metrics),
-        (Method::Get | Method::Head, "/health") => Reply::text(200, "ok"),
         (Method::Get | Method::Head, "/ready") => ready(bridge),
         (_, "/incoming-call" | "/stream-ended" | "/call-status") => {
             log!(Warn, "{} {path}: Twilio's webhook must be set to HTTP POST", request.method());
@@ -1246,6 +1287,26 @@ fn answer(bridge: &'static Bridge, mut request: tiny_http::Request) {
         .with_chunked_threshold(usize::MAX);
     if let Err(error) = request.respond(headers.fold(response, tiny_http::Response::with_header)) {
         log!(Debug, "{path}: the answer was not taken: {error}");
+    }
+}
+
+/// Tells that we live, and nothing else. A `nonce` comes back signed twice, by which `callbridge
+/// check` knows whether an address leads to this process, and whether both have the same
+/// `PUBLIC_URL`.
+fn health(bridge: &Bridge, url: &str) -> Reply {
+    let query = url.split_once('?').map(|(_, query)| query).unwrap_or_default();
+    match Form::parse(query.as_bytes()).get("nonce") {
+        "" => Reply::text(200, "ok"),
+        nonce => Reply::text(200, &format!("ok {}", bridge.prove(nonce))),
+    }
+}
+
+impl Bridge {
+    fn prove(&self, nonce: &str) -> String {
+        let address = hmac::Key::new(hmac::HMAC_SHA256, self.config.public_url.as_bytes());
+        [&self.identity, &address]
+            .map(|key| hex(hmac::sign(key, nonce.as_bytes()).as_ref()))
+            .join(" ")
     }
 }
 
@@ -5353,6 +5414,10 @@ impl Settings {
     }
 
     fn public_url(&mut self) -> String {
+        if self.text("PUBLIC_URL").as_deref() == Some(check::NGROK) {
+            // The tunnel is asked for its address once the port is known.
+            return check::NGROK.into();
+        }
         if self.text("PUBLIC_URL").is_none() {
             let where_from =
                 "the https:// address of your host or tunnel, where Twilio reaches this";
@@ -5798,8 +5863,11 @@ impl Config {
         let optional =
             [&self.twilio_auth_token, &self.api_token, &self.n8n_hmac_secret].map(Option::as_ref);
         let secrets = optional.into_iter().chain([header, Some(&self.ultravox_api_key)]).flatten();
-        let shown: Vec<&str> =
-            secrets.map(Secret::reveal).filter(|secret| text.contains(secret)).collect();
+        // A key that is missing, which only `check` goes on from, stands everywhere in a text.
+        let shown: Vec<&str> = secrets
+            .map(Secret::reveal)
+            .filter(|secret| !secret.is_empty() && text.contains(secret))
+            .collect();
         shown.into_iter().fold(text, |text, secret| text.replace(secret, "***"))
     }
 }
