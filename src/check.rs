@@ -39,7 +39,8 @@ use tungstenite::{Error as SocketError, HandshakeError};
 use crate::{
     Agent, Bridge, Config, Failure, GREETING_CHARS_MAX, InTime, LOOKUP_WITHIN, Level as LogLevel,
     LogFormat, Secret, Stop, ToN8n, ULTRAVOX_REPLY_BYTES_MAX, ask_n8n, connect, front_door,
-    http_agent, is_sid, log_as, random_hex, say, spawn, start_http, trusted_roots,
+    http_agent, is_sid, log_as, random_hex, read_greeting, say, settings_in_force, spawn,
+    start_http, trusted_roots,
 };
 
 // ============================================================================
@@ -293,7 +294,7 @@ struct Setup {
 
 impl Setup {
     fn read() -> Result<(&'static Setup, Vec<Finding>), Stop> {
-        let (values, complaints) = Config::values();
+        let (values, complaints) = settings_in_force();
         let (mut config, complaints) = Config::understand(values, complaints);
         let mut findings: Vec<Finding> =
             complaints.iter().map(|complaint| bad_setting(complaint)).collect();
@@ -853,17 +854,18 @@ fn n8n(setup: &'static Setup) -> Vec<Finding> {
     let question =
         ToN8n { sid: &sid, number: NOBODYS_NUMBER, route: "1", data: "empty", key, ended_by: None };
     let began = Instant::now();
-    let reply = ask_n8n(setup.bridge, &question, STEP_WITHIN, Some("firstMessage"));
+    let reply = ask_n8n(setup.bridge, &question, STEP_WITHIN, read_greeting);
     let took = began.elapsed();
     match reply {
-        Ok(greeting) => judge_greeting(&greeting, took),
+        Ok(greeting) => judge_greeting(greeting.as_deref(), took),
         Err(failure) => vec![no_greeting(&failure)],
     }
 }
 
-fn judge_greeting(greeting: &str, took: Duration) -> Vec<Finding> {
+/// No greeting: n8n leaves it to the agent, as the workflow that comes along does for strangers.
+fn judge_greeting(greeting: Option<&str>, took: Duration) -> Vec<Finding> {
     let (took, limit) = (took.as_millis(), LOOKUP_WITHIN.as_millis());
-    let length = greeting.chars().count();
+    let length = greeting.map_or(0, |greeting| greeting.chars().count());
     if length > GREETING_CHARS_MAX {
         let what = format!("its greeting has {length} characters, and the default is used instead");
         let cure =
@@ -876,9 +878,15 @@ fn judge_greeting(greeting: &str, took: Duration) -> Vec<Finding> {
         let cure = "make route 1 of the workflow faster (the first call after n8n's start is slow)";
         return vec![Finding::warning("n8n", "webhook", what).cure(cure)];
     }
-    let begins: String = greeting.chars().take(40).collect();
-    let dots = if length > 40 { "…" } else { "" };
-    vec![Finding::ok("n8n", "webhook", format!("greets with \"{begins}{dots}\", after {took} ms"))]
+    let what = match greeting {
+        Some(greeting) => {
+            let begins: String = greeting.chars().take(40).collect();
+            let dots = if length > 40 { "…" } else { "" };
+            format!("greets with \"{begins}{dots}\", after {took} ms")
+        }
+        None => format!("answers after {took} ms, and leaves the greeting to the agent"),
+    };
+    vec![Finding::ok("n8n", "webhook", what)]
 }
 
 fn no_greeting(failure: &Failure) -> Finding {

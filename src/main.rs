@@ -108,8 +108,10 @@ use tungstenite::{Bytes, Utf8Bytes};
 
 mod check;
 mod demo;
+mod diagram;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod tests;
+mod workflow;
 
 // ============================================================================
 // 0. Before the call: facts, limits, settings, the agent, the front door
@@ -386,6 +388,10 @@ callbridge answers a phone number with a voice agent.
   callbridge outbox       list the transcripts that n8n has not taken, and why
   callbridge outbox --retry
                           offer them to n8n now
+  callbridge workflow     print the n8n workflow that goes with the agent files, to import
+  callbridge diagram      print the agent's stages and tools as a Mermaid diagram
+  callbridge diagram --plain
+                          print them as text
   callbridge --version
   callbridge --help
 ";
@@ -398,6 +404,9 @@ fn main() -> ExitCode {
         ["check", options @ ..] => check::run(options),
         ["outbox"] => outbox_command(false),
         ["outbox", "--retry"] => outbox_command(true),
+        ["workflow"] => workflow::run(),
+        ["diagram"] => diagram::run(diagram::Form::Mermaid),
+        ["diagram", "--plain"] => diagram::run(diagram::Form::Plain),
         ["demo", ..] => demo::run(&arguments[1..]).map_err(|flop| {
             if flop.misused { Stop::Misused(flop.text) } else { Stop::Failed(flop.text) }
         }),
@@ -616,41 +625,10 @@ struct Config {
 }
 
 impl Config {
-    /// The environment first, then `.env`. All complaints at once.
+    /// All complaints at once.
     fn load() -> Result<Config, Vec<String>> {
-        let (values, complaints) = Config::values();
+        let (values, complaints) = settings_in_force();
         Config::from_values(values, complaints)
-    }
-
-    fn values() -> (HashMap<String, String>, Vec<String>) {
-        let mut values: HashMap<String, String> = HashMap::new();
-        let mut complaints = Vec::new();
-        match dotenvy::from_path_iter(".env") {
-            Ok(lines) => {
-                for line in lines {
-                    match line {
-                        Ok((name, value)) => drop(values.insert(name, value)),
-                        // The error quotes the line, which may hold a secret; its name may not.
-                        Err(_) => complaints.push(
-                            ".env  has a line that is not NAME=value (with spaces: in quotes)"
-                                .into(),
-                        ),
-                    }
-                }
-            }
-            Err(dotenvy::Error::Io(error)) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => complaints.push(format!(".env cannot be read: {error}")),
-        }
-        for name in SETTINGS {
-            match std::env::var(name) {
-                Ok(value) => drop(values.insert(name.to_owned(), value)),
-                Err(std::env::VarError::NotPresent) => {}
-                Err(std::env::VarError::NotUnicode(_)) => {
-                    complaints.push(format!("{name}  is not readable text"));
-                }
-            }
-        }
-        (values, complaints)
     }
 
     fn from_values(
@@ -723,6 +701,37 @@ impl Config {
         };
         (config, settings.complaints)
     }
+}
+
+/// The environment first, then `.env`. With it, what could not be read.
+fn settings_in_force() -> (HashMap<String, String>, Vec<String>) {
+    let mut values: HashMap<String, String> = HashMap::new();
+    let mut complaints = Vec::new();
+    match dotenvy::from_path_iter(".env") {
+        Ok(lines) => {
+            for line in lines {
+                match line {
+                    Ok((name, value)) => drop(values.insert(name, value)),
+                    // The error quotes the line, which may hold a secret; its name may not.
+                    Err(_) => complaints.push(
+                        ".env  has a line that is not NAME=value (with spaces: in quotes)".into(),
+                    ),
+                }
+            }
+        }
+        Err(dotenvy::Error::Io(error)) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => complaints.push(format!(".env cannot be read: {error}")),
+    }
+    for name in SETTINGS {
+        match std::env::var(name) {
+            Ok(value) => drop(values.insert(name.to_owned(), value)),
+            Err(std::env::VarError::NotPresent) => {}
+            Err(std::env::VarError::NotUnicode(_)) => {
+                complaints.push(format!("{name}  is not readable text"));
+            }
+        }
+    }
+    (values, complaints)
 }
 
 // --- The agent is data -------------------------------------------------------
@@ -825,19 +834,36 @@ const PLACEHOLDERS: [&str; 4] = ["agent_name", "company_name", "now", "caller_nu
 
 impl Agent {
     fn load(config: &Config) -> Result<Agent, Vec<String>> {
-        let mut agent = Agent::from_files(&|name| match &config.agent_dir {
+        let mut agent = Agent::read(config.agent_dir.as_deref())?;
+        if let Some(first_message) = &config.first_message {
+            agent.first_message.clone_from(first_message);
+        }
+        agent.offer_only_what_works(config);
+        Ok(agent)
+    }
+
+    /// From the owner's directory, or else the one that is built in.
+    fn read(directory: Option<&Path>) -> Result<Agent, Vec<String>> {
+        Agent::from_files(&|name| match directory {
             None => {
                 let file = BUILT_IN_AGENT.iter().find(|(built_in, _)| *built_in == name);
                 file.map(|(_, text)| (*text).to_owned()).ok_or_else(|| "is not built in".to_owned())
             }
             Some(directory) => fs::read_to_string(directory.join(name))
                 .map_err(|error| format!("cannot be read from {}: {error}", directory.display())),
-        })?;
-        if let Some(first_message) = &config.first_message {
-            agent.first_message.clone_from(first_message);
+        })
+    }
+
+    /// For the commands that need nothing but the agent: of all settings only `AGENT_DIR`.
+    fn alone() -> Result<Agent, Stop> {
+        let (values, complaints) = settings_in_force();
+        if !complaints.is_empty() {
+            return Err(needs_attention("setting", &complaints));
         }
-        agent.offer_only_what_works(config);
-        Ok(agent)
+        let settings = Settings { values, complaints };
+        let directory = settings.text("AGENT_DIR").map(PathBuf::from);
+        Agent::read(directory.as_deref())
+            .map_err(|mistakes| needs_attention("agent file mistake", &mistakes))
     }
 
     /// Reads `agent.json` and the prompts it names. All mistakes at once, each with its place.
@@ -2150,13 +2176,17 @@ fn greeting(call: &Call) -> String {
         key: format!("{}-1", call.sid),
         ended_by: None,
     };
-    match ask_n8n(bridge, &question, LOOKUP_WITHIN, Some("firstMessage")) {
-        Ok(text) if text.chars().count() <= GREETING_CHARS_MAX => {
+    match ask_n8n(bridge, &question, LOOKUP_WITHIN, read_greeting) {
+        Ok(None) => {
+            log!(call, Info, Greeting, "n8n leaves the greeting to the agent (firstMessage: null)");
+            call.default_greeting()
+        }
+        Ok(Some(text)) if text.chars().count() <= GREETING_CHARS_MAX => {
             let ms = began.elapsed().as_millis();
             log!(call, Info, Greeting, "n8n answered after {ms} ms"; ms);
             text
         }
-        Ok(_) => {
+        Ok(Some(_)) => {
             log!(
                 call,
                 Warn,
@@ -2200,29 +2230,23 @@ struct N8nReply {
     body: String,
 }
 
-/// The text of that field in n8n's answer. Without a field every 2xx will do.
-fn ask_n8n(
+/// What `understand` makes of n8n's answer.
+fn ask_n8n<T>(
     bridge: &Bridge,
     question: &ToN8n,
     within: Duration,
-    field: Option<&str>,
-) -> Result<String, Failure> {
+    understand: impl Fn(&N8nReply) -> Result<T, Failure>,
+) -> Result<T, Failure> {
     let began = Instant::now();
     let posted = post_to_n8n(bridge, question, within);
     let took = began.elapsed();
     let (outcome, answer) = match posted {
         Err(failure) => (if took >= within { "late" } else { "failed" }, Err(failure)),
-        Ok(reply) => {
-            let understood = match field {
-                Some(field) => understand_reply(&reply, field),
-                None => n8n_refusal(&reply).map_or(Ok(String::new()), Err),
-            };
-            match understood {
-                Ok(text) => ("answered", Ok(text)),
-                Err(why) if (200..300).contains(&reply.status) => ("nonsense", Err(why)),
-                Err(why) => ("refused", Err(why)),
-            }
-        }
+        Ok(reply) => match understand(&reply) {
+            Ok(answer) => ("answered", Ok(answer)),
+            Err(why) if (200..300).contains(&reply.status) => ("nonsense", Err(why)),
+            Err(why) => ("refused", Err(why)),
+        },
     };
     bridge.metrics.n8n_requests.of(&[question.route, outcome]).add();
     bridge.metrics.n8n_time.of(&[question.route]).observe(took);
@@ -2271,6 +2295,17 @@ fn post_to_n8n(bridge: &Bridge, question: &ToN8n, within: Duration) -> Result<N8
         Ok(body) => Ok(N8nReply { status, body: bridge.config.hide_secrets(body) }),
         Err(error) => Err(unreachable_party(Party::N8n, error, within)),
     }
+}
+
+/// `null` is an answer too: nothing is known about this caller, so that the agent's own first
+/// message need not be repeated in n8n.
+fn read_greeting(reply: &N8nReply) -> Result<Option<String>, Failure> {
+    let body = serde_json::from_str::<Value>(&reply.body).unwrap_or_default();
+    let answer = body.get(0).unwrap_or(&body);
+    if n8n_refusal(reply).is_none() && answer.get("firstMessage").is_some_and(Value::is_null) {
+        return Ok(None);
+    }
+    understand_reply(reply, "firstMessage").map(Some)
 }
 
 /// Finds the text in a reply: an object, a list with one object (n8n's "All Entries"), or plain
@@ -2327,10 +2362,12 @@ fn understand_reply(reply: &N8nReply, field: &str) -> Result<String, Failure> {
     }
 }
 
+const RESPOND_BY_NODE: &str =
+    "set the Webhook node's Respond to \"Using 'Respond to Webhook' Node\"";
+
 fn immediately(reply: &N8nReply) -> Result<String, Failure> {
     let what = format!("{} before the workflow ran", reply.status);
-    Err(Failure::new(Party::N8n, what)
-        .advise("set the Webhook node's Respond to \"Using 'Respond to Webhook' Node\""))
+    Err(Failure::new(Party::N8n, what).advise(RESPOND_BY_NODE))
 }
 
 /// The refusals of n8n, told apart by what n8n 2.8 and 2.40 were seen to answer.
@@ -2357,12 +2394,23 @@ fn n8n_refusal(reply: &N8nReply) -> Option<Failure> {
         401 | 403 if has("IP is not allowed") => {
             ("add this server to the Webhook node's IP allowlist", false)
         }
+        // These two are what the workflow of `callbridge workflow` answers.
+        400 if has("unknown route") => {
+            ("no branch for this route: callbridge workflow prints one for each tool", false)
+        }
+        401 if has("the signature is") => {
+            ("N8N_HMAC_SECRET and the field of the workflow's node Secret must be the same", false)
+        }
         401 | 403 => (
             "the Webhook node wants authentication: set N8N_AUTH_HEADER as in its Header Auth",
             false,
         ),
         422 if has("Failed to parse request body") => {
             ("n8n could not read the body: is the URL an n8n webhook?", false)
+        }
+        500 if has("Unused Respond to Webhook node") => (RESPOND_BY_NODE, true),
+        500 if has("No Respond to Webhook node") => {
+            ("let each branch of the workflow end in a Respond to Webhook node", true)
         }
         429 | 502 | 503 => ("n8n is busy or down", reply.status != 429),
         _ => ("the workflow failed: see n8n's Executions", true),
@@ -3883,7 +3931,8 @@ fn n8n_tool(call: &Call, tool: &Tool, invocation: &Invocation) -> (ToolResult, &
     let key = format!("{}-{route}-{}", call.sid, fingerprint.get(..16).unwrap_or_default());
     let question =
         ToN8n { sid: &call.sid, number: &call.number, route, data: &data, key, ended_by: None };
-    match ask_n8n(call.bridge, &question, tool.within, Some("message")) {
+    let message = |reply: &N8nReply| understand_reply(reply, "message");
+    match ask_n8n(call.bridge, &question, tool.within, message) {
         Ok(text) => {
             *answer = Some(text.clone());
             (ToolResult::Say(text), "done")
@@ -4768,7 +4817,9 @@ fn offer(bridge: &Bridge, parcel: &Parcel) -> Result<(), Failure> {
         key: format!("{}-2", parcel.sid),
         ended_by: Some(&parcel.ended_by),
     };
-    ask_n8n(bridge, &question, DELIVER_WITHIN, None).map(drop)
+    // Every 2xx will do.
+    let taken = |reply: &N8nReply| n8n_refusal(reply).map_or(Ok(()), Err);
+    ask_n8n(bridge, &question, DELIVER_WITHIN, taken)
 }
 
 fn keep(mut parcel: Parcel, failure: &Failure) -> Option<Parcel> {

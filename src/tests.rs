@@ -28,18 +28,20 @@ use tungstenite::handshake::server as ws_server;
 use tungstenite::protocol::Role;
 use tungstenite::protocol::frame::coding::CloseCode;
 
+use super::workflow::workflow_for;
 use super::{
     AGENT_MESSAGE_BYTES_MAX, ANNOUNCED_BYTES_MAX, Agent, BUILT_IN_AGENT, Bridge, Config, Duplex,
     FRAME_BOUNDS_US, Failure, Filed, Form, FromAgent, FromTwilio, HEAD_BYTES_MAX, HangUp, Heard,
     Histogram, INVOCATION_ID_BYTES_MAX, Invocation, Journal, LINE_BROKE, LOG_CHARS_MAX, Level,
     LineEnd, LogFormat, MetricsPage, N8nReply, Party, READ_BYTES, REFUSALS, Received, SETTINGS,
     Secret, Speaker, Stop, TOOL_WITHIN_MAX, TRANSCRIPT_BYTES_MAX, TWILIO_MESSAGE_BYTES_MAX,
-    ToolAction, Transcript, announced_body, await_news, fill, find, hex, is_e164, is_sid, journals,
-    left_behind, listed, missing, mulaw_to_pcm, n8n_refusal, needs_attention, pcm_to_mulaw,
-    placeholders, playing_time, presentable, random_hex, random_number, read_agent_call, read_head,
-    selected_tools, shorten, shorten_number, shown_token, sid_of, signature_is_valid,
-    tidy_journals, trusted_roots, twiml, twiml_connect_stream, ultravox_refusal, understand_reply,
-    unreachable_party, url_with_and_without_port, wants_media_stream, xml_escape,
+    ToolAction, Transcript, announced_body, await_news, diagram, fill, find, hex, is_e164, is_sid,
+    journals, left_behind, listed, missing, mulaw_to_pcm, n8n_refusal, needs_attention,
+    pcm_to_mulaw, placeholders, playing_time, presentable, random_hex, random_number,
+    read_agent_call, read_greeting, read_head, selected_tools, shorten, shorten_number,
+    shown_token, sid_of, signature_is_valid, tidy_journals, trusted_roots, twiml,
+    twiml_connect_stream, ultravox_refusal, understand_reply, unreachable_party,
+    url_with_and_without_port, wants_media_stream, xml_escape,
 };
 
 /// Ends a test that would hang. Never reached while all is well.
@@ -1113,12 +1115,14 @@ const EMPTY: &str = "the workflow failed, or took a branch without a Respond nod
 const AUTHENTICATE: &str = "the Webhook node wants authentication: set N8N_AUTH_HEADER";
 const RESPOND: &str = "set the Webhook node's Respond to";
 const NO_TEXT: &str = "answer {\"firstMessage\": …} to route 1";
+const SAME_SECRET: &str = "N8N_HMAC_SECRET and the field of the workflow's node Secret";
+const NO_BRANCH: &str = "no branch for this route: callbridge workflow prints one";
 const HELLO_JSON: &str = "{\"firstMessage\":\"Hello\"}";
 
 /// What n8n 2.8.4 and 2.40.7 were seen to answer: case, status, body, what comes of it.
 type Observed = (&'static str, u16, &'static str, Understood);
 
-const OBSERVED: [Observed; 40] = [
+const OBSERVED: [Observed; 43] = [
     ("not active, or no such path", 404, NOT_ACTIVE, NotDone(ACTIVATE)),
     ("test URL", 404, TEST_URL, NotDone("N8N_WEBHOOK_URL is the test URL")),
     ("wrong method", 404, OTHER_METHOD, NotDone("set the Webhook node's HTTP method to POST")),
@@ -1135,8 +1139,8 @@ const OBSERVED: [Observed; 40] = [
     ("Last Node, All Entries, no item", 200, "[]", PerhapsDone(NO_TEXT)),
     ("Last Node, First Entry JSON, no item", 500, NO_ITEM, PerhapsDone(EXECUTIONS)),
     ("a node throws", 500, "{\"message\":\"Error in workflow\"}", PerhapsDone(EXECUTIONS)),
-    ("unused Respond node", 500, UNUSED_NODE, PerhapsDone(EXECUTIONS)),
-    ("no Respond node", 500, NO_NODE, PerhapsDone(EXECUTIONS)),
+    ("unused Respond node", 500, UNUSED_NODE, PerhapsDone(RESPOND)),
+    ("no Respond node", 500, NO_NODE, PerhapsDone("let each branch of the workflow end in")),
     ("branch without a Respond node, or 2.8.4 and a node throws", 200, "", PerhapsDone(EMPTY)),
     ("Respond With: No Data", 200, "\r\n", PerhapsDone(EMPTY)),
     ("Respond With: Text", 200, "Hello caller", Says("Hello caller")),
@@ -1164,6 +1168,19 @@ const OBSERVED: [Observed; 40] = [
     ("a number for a text", 200, "{\"firstMessage\":7}", PerhapsDone(NO_TEXT)),
     ("null", 200, "null", PerhapsDone(NO_TEXT)),
     ("another key, created", 201, "{\"greeting\":\"Hello\"}", PerhapsDone(NO_TEXT)),
+    (
+        "our workflow: signature",
+        401,
+        "{\"error\":\"the signature is wrong\"}",
+        NotDone(SAME_SECRET),
+    ),
+    (
+        "our workflow: route",
+        400,
+        "{\"error\":\"unknown route\",\"route\":\"9\"}",
+        NotDone(NO_BRANCH),
+    ),
+    ("a workflow's own 400", 400, "{\"error\":\"no such day\"}", PerhapsDone(EXECUTIONS)),
 ];
 
 fn reply(status: u16, body: &str) -> N8nReply {
@@ -1240,6 +1257,21 @@ fn greetings_and_tool_answers_come_in_many_shapes() {
     for body in ["{\"message\":\"Workflow was started\"}", "Workflow was started"] {
         let failure = understand_reply(&reply(200, body), "message").unwrap_err().to_string();
         assert!(failure.contains(RESPOND), "a tool's answer it is not: {failure}");
+    }
+}
+
+/// A workflow that knows some callers leaves the others to the agent, whose words it need not know.
+#[test]
+fn null_for_a_greeting_is_an_answer_and_not_a_mistake() {
+    for body in ["{\"firstMessage\":null}", "[{\"firstMessage\":null,\"more\":1}]"] {
+        assert!(matches!(read_greeting(&reply(200, body)), Ok(None)), "{body}");
+        assert!(read_greeting(&reply(500, body)).is_err(), "a refusal stays one");
+        assert!(understand_reply(&reply(200, body), "message").is_err(), "a tool has no default");
+    }
+    let found = read_greeting(&reply(200, "{\"firstMessage\":\"Hello\"}"));
+    assert_eq!(found.ok().flatten().as_deref(), Some("Hello"));
+    for body in ["null", "{}", "[]", "[null]", ""] {
+        assert!(read_greeting(&reply(200, body)).is_err(), "{body}");
     }
 }
 
@@ -2852,6 +2884,8 @@ fn feed_agent(text: &str) {
         let offered = json!(selected_tools(&bridge, stage));
         assert_eq!(super::demo::tools_objection(&offered), None, "{offered}");
     }
+    check_workflow(&workflow_for(&bridge.agent).unwrap());
+    check_diagram(&bridge.agent);
     for tool in bridge.agent.tools.values() {
         if let ToolAction::EnterStage { stage, .. } = &tool.action {
             assert!(bridge.agent.stages.contains_key(stage), "it leads nowhere");
@@ -2882,6 +2916,232 @@ fn feed_journal(data: &[u8]) {
     assert_eq!(after.transcript.text(), said);
     assert_eq!((after.sid, after.number, after.agents), (before.sid, before.number, before.agents));
     assert_eq!((after.delivered, after.transferred), (before.delivered, before.transferred));
+}
+
+// ============================================================================
+// The verbs workflow and diagram
+// ============================================================================
+
+/// As n8n would read it: names are unique, every line leads to a node, and whatever goes wrong or
+/// right there is an answer at the end.
+fn check_workflow(workflow: &Value) {
+    let nodes = workflow["nodes"].as_array().unwrap();
+    let mut names = BTreeSet::new();
+    let mut ids = BTreeSet::new();
+    let mut places = BTreeSet::new();
+    for node in nodes {
+        assert!(names.insert(node["name"].as_str().unwrap()), "two nodes {}", node["name"]);
+        assert!(ids.insert(node["id"].as_str().unwrap()), "two ids of {}", node["name"]);
+        assert!(places.insert(node["position"].to_string()), "{} hides another", node["name"]);
+    }
+    let connections = workflow["connections"].as_object().unwrap();
+    for (from, outputs) in connections {
+        assert!(names.contains(from.as_str()), "a line from nowhere: {from}");
+        for line in outputs["main"].as_array().unwrap().iter().flat_map(|o| o.as_array().unwrap()) {
+            assert!(names.contains(line["node"].as_str().unwrap()), "a line to nowhere: {line}");
+        }
+    }
+    for node in nodes.iter().filter(|node| !node["type"].as_str().unwrap().ends_with("stickyNote"))
+    {
+        let name = node["name"].as_str().unwrap();
+        let outputs = connections.get(name).map(|outputs| outputs["main"].as_array().unwrap());
+        let kind = node["type"].as_str().unwrap().trim_start_matches("n8n-nodes-base.");
+        let wanted = match kind {
+            "respondToWebhook" | "stopAndError" => continue,
+            "switch" => node["parameters"]["rules"]["values"].as_array().unwrap().len() + 1,
+            "if" => 2,
+            _ if node["onError"] == "continueErrorOutput" => 2,
+            _ => 1,
+        };
+        let outputs = outputs.map(|outputs| outputs.iter().filter(|to| to[0]["node"].is_string()));
+        assert_eq!(outputs.map(Iterator::count), Some(wanted), "{name} ({kind}) has loose ends");
+    }
+    let lines = connections["Route"]["main"].as_array().unwrap();
+    assert_eq!(lines.last().unwrap()[0]["node"], "Unknown route", "the fallback comes last");
+}
+
+/// Every route that the Switch knows, and the node that it leads to.
+fn branches(workflow: &Value) -> Vec<(String, String)> {
+    let nodes = workflow["nodes"].as_array().unwrap();
+    let route = nodes.iter().find(|node| node["name"] == "Route").unwrap();
+    let rules = route["parameters"]["rules"]["values"].as_array().unwrap();
+    let lines = workflow["connections"]["Route"]["main"].as_array().unwrap();
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let pairs = rules.iter().zip(lines);
+    pairs
+        .map(|(rule, to)| {
+            (text(&rule["conditions"]["conditions"][0]["rightValue"]), text(&to[0]["node"]))
+        })
+        .collect()
+}
+
+fn built_in_agent() -> Agent {
+    Agent::read(None).ok().unwrap()
+}
+
+#[test]
+fn the_workflow_of_the_built_in_agent_is_the_one_in_the_file() {
+    let printed = workflow_for(&built_in_agent()).unwrap();
+    let file: Value = serde_json::from_str(include_str!("agent/n8n-workflow.json")).unwrap();
+    assert_eq!(printed, file);
+    check_workflow(&printed);
+    let wanted = [("1", "Greetings"), ("2", "Transcript table"), ("3", "Booking")];
+    assert_eq!(branches(&printed), wanted.map(|(route, node)| (route.to_owned(), node.to_owned())));
+}
+
+#[test]
+fn every_tool_of_ones_own_has_a_branch_that_names_it_and_its_parameters() {
+    let mut agent = small_agent();
+    agent["tools"]["check_order"] = json!({
+        "description": "Finds out\nwhere an order is.",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "order_number": {"type": "string", "description": "As on the bill."},
+                "in": {"type": "string"},
+            },
+            "required": ["order_number"],
+        },
+        "n8n": {"route": "10", "calendar": "in"},
+    });
+    agent["tools"]["Route"] = json!({"description": "An odd name.", "n8n": {"route": "4"}});
+    agent["stages"]["second"]["tools"] = json!(["note", "look", "bye", "check_order", "Route"]);
+    let agent = read_agent(&agent.to_string(), HELLO).ok().unwrap();
+    let printed = workflow_for(&agent).unwrap();
+    assert_eq!(printed, workflow_for(&agent).unwrap(), "two prints are the same");
+    check_workflow(&printed);
+    let found = branches(&printed);
+    let own: Vec<(&str, &str)> =
+        found.iter().skip(3).map(|(r, n)| (r.as_str(), n.as_str())).collect();
+    assert_eq!(own, [("4", "Tool Route"), ("10", "Tool check_order")]);
+    let nodes = printed["nodes"].as_array().unwrap();
+    let text = |name: &str, parameter: &str| {
+        let node = nodes.iter().find(|node| node["name"] == name).unwrap();
+        node["parameters"][parameter].as_str().unwrap().to_owned()
+    };
+    let note = text("Tool check_order: note", "content");
+    for line in [
+        "## Route 10: check_order",
+        "**check_order**: Finds out where an order is.",
+        "- `order_number` (string): As on the bill.",
+        "- `calendar_id` (string, optional): e-mail of the calendar for in",
+    ] {
+        assert!(note.lines().any(|found| found == line), "{line:?} is not in:\n{note}");
+    }
+    let answer = text("Tool check_order: answer", "responseBody");
+    assert!(answer.contains("check_order is not connected"), "{answer}");
+}
+
+#[test]
+fn tools_that_share_a_route_share_a_branch() {
+    let mut agent = small_agent();
+    for (tool, route) in [("ask", "4"), ("tell", "4"), ("greet", "1"), ("book_more", "3")] {
+        agent["tools"][tool] = json!({"description": "Asks.", "n8n": {"route": route}});
+    }
+    let agent = read_agent(&agent.to_string(), HELLO).ok().unwrap();
+    let printed = workflow_for(&agent).unwrap();
+    check_workflow(&printed);
+    let found = branches(&printed);
+    assert_eq!(found.len(), 4, "{found:?}");
+    assert_eq!(found.last().unwrap(), &("4".to_owned(), "Tool ask, tell".to_owned()));
+    assert!(printed.to_string().contains("These tools share a route"));
+}
+
+/// n8n reads `=…` and `{{ … }}` in a field as code.
+#[test]
+fn a_route_that_n8n_would_take_for_code_is_spelled_out() {
+    let mut agent = small_agent();
+    for (tool, route) in [("plain", "check-order_2.a"), ("code", "={{x}}"), ("quoted", "\"ü👋")]
+    {
+        agent["tools"][tool] = json!({"description": "Asks.", "n8n": {"route": route}});
+    }
+    let agent = read_agent(&agent.to_string(), HELLO).ok().unwrap();
+    let printed = workflow_for(&agent).unwrap();
+    check_workflow(&printed);
+    let own: BTreeSet<String> = branches(&printed).into_iter().skip(3).map(|(r, _)| r).collect();
+    let wanted = [
+        "check-order_2.a",
+        "={{ \"\\u003d\\u007b\\u007b\\u0078\\u007d\\u007d\" }}",
+        "={{ \"\\u0022\\u00fc\\ud83d\\udc4b\" }}",
+    ];
+    assert_eq!(own, wanted.map(str::to_owned).into());
+}
+
+/// Whatever the names are: every node that a line leads to is there, and no name can end the
+/// quotes it stands in.
+fn check_diagram(agent: &Agent) {
+    let diagram = diagram::mermaid(agent);
+    let lines: Vec<&str> = diagram.lines().map(str::trim).collect();
+    assert_eq!(lines.first(), Some(&"flowchart TD"));
+    for line in &lines {
+        assert!(matches!(line.matches('"').count(), 0 | 2), "{line}");
+        let Some((_, to)) = line.split_once(" -->") else {
+            continue;
+        };
+        let to = to.rsplit("| ").next().unwrap().trim();
+        let node = [format!("{to}["), format!("{to}(")];
+        assert!(lines.iter().any(|line| node.iter().any(|node| line.starts_with(node))), "{line}");
+    }
+    assert!(!diagram::plain(agent).is_empty());
+}
+
+#[test]
+fn the_diagram_shows_stages_and_what_leads_from_one_to_the_next() {
+    let agent = read_agent(&small_agent().to_string(), HELLO).ok().unwrap();
+    let wanted = "\
+flowchart TD
+    caller([\"a call comes in\"]) --> s0
+    s0[\"<b>hello</b><br/>Ada, voice Mark<br/>book: by n8n, route 3\"]
+    s1[\"<b>second</b><br/>Ada, voice Mark<br/>note: by callbridge<br/>look: by Ultravox\"]
+    over([\"the call ends\"])
+    s0 -->|\"go_on\"| s1
+    s0 -->|\"bye\"| over
+    s1 -->|\"bye\"| over
+";
+    assert_eq!(diagram::mermaid(&agent), wanted);
+    let wanted = "\
+hello (first stage): Ada, voice Mark
+  go_on  -> second
+  book   by n8n, route 3
+  bye    -> the call ends
+
+second: Ada, voice Mark
+  note   by callbridge
+  look   by Ultravox
+  bye    -> the call ends
+";
+    assert_eq!(diagram::plain(&agent), wanted);
+}
+
+#[test]
+fn a_diagram_survives_any_name_of_a_stage() {
+    let mut agent = small_agent();
+    let odd = "end\" ] --> <b>`x`;\n# 1. ü";
+    let stage = agent["stages"]["second"].take();
+    take(&mut agent["stages"], "second");
+    agent["stages"][odd] = stage;
+    agent["tools"]["go_on"]["enter_stage"]["stage"] = json!(odd);
+    // And it leads back, which must not go on for ever.
+    agent["tools"]["back"] =
+        json!({"description": "Back.", "enter_stage": {"stage": "hello", "message": "Again."}});
+    agent["stages"][odd]["tools"] = json!(["back", "bye"]);
+    let agent = read_agent(&agent.to_string(), HELLO).ok().unwrap();
+    check_diagram(&agent);
+    let diagram = diagram::mermaid(&agent);
+    let label = "<b>end#34; #93; --#62; #60;b#62;#96;x#96;#59; #35; 1. ü</b>";
+    assert!(diagram.contains(label), "{diagram}");
+    assert!(diagram.contains("s1 -->|\"back\"| s0"), "{diagram}");
+}
+
+#[test]
+fn the_readme_shows_the_diagram_of_the_built_in_agent() {
+    let readme = include_str!("../README.md");
+    let shown = readme.split("```mermaid\n").nth(1).and_then(|rest| rest.split("```").next());
+    assert_eq!(
+        shown.unwrap_or_default(),
+        diagram::mermaid(&built_in_agent()),
+        "README.md is stale: put what `cargo run -- diagram` prints into its mermaid block"
+    );
 }
 
 /// What the fuzz targets have found, and what they start from.

@@ -470,6 +470,8 @@ fn what_is_wrong_at_n8n() -> Outcome {
     let echo = json!({"firstMessage": format!("Hello, {HEADER_VALUE}.")});
     house.world.n8n.set_reply("1", Reply::json(200, &echo));
     house.look(&[])?.names("ok", "n8n", "webhook", "greets with \"Hello, ***.", "");
+    house.world.n8n.set_reply("1", Reply::json(200, &json!({"firstMessage": null})));
+    house.look(&[])?.names("ok", "n8n", "webhook", "leaves the greeting to the agent", "");
     let late =
         Reply::json(200, &json!({"firstMessage": "Hello."})).after(Duration::from_millis(2_100));
     house.world.n8n.set_reply("1", late);

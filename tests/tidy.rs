@@ -319,6 +319,9 @@ fn the_built_in_agent_is_complete() -> Result<(), Untidy> {
     for path in files_in("src/agent")? {
         let name = path.rsplit('/').next().unwrap_or_default();
         if !has_extension(name, "md") {
+            if !["agent.json", "n8n-workflow.json"].contains(&name) {
+                found.add(format!("{path}: neither a prompt, nor the agent, nor its workflow"));
+            }
             continue;
         }
         if !prompts_in_use.contains(name) {
@@ -333,6 +336,71 @@ fn the_built_in_agent_is_complete() -> Result<(), Untidy> {
         }
     }
     found.verdict("the default agent has mistakes")
+}
+
+/// What a stranger imports must be safe and clear as it is. That its lines lead somewhere and that
+/// `callbridge workflow` prints it is tested in `src/tests.rs`; that it works, with a real n8n.
+#[test]
+fn the_built_in_workflow_can_be_handed_out() -> Result<(), Untidy> {
+    const PATH: &str = "src/agent/n8n-workflow.json";
+    let workflow: serde_json::Value = serde_json::from_str(&read(PATH)?)
+        .map_err(|error| Untidy(format!("{PATH} is not JSON: {error}")))?;
+    let mut found = Findings::default();
+    if workflow.get("active") != Some(&serde_json::Value::Bool(false)) {
+        found.add(format!("{PATH}: its owner switches it on, not the import"));
+    }
+    let nodes = workflow.get("nodes").and_then(serde_json::Value::as_array);
+    let text = |node: &serde_json::Value, pointer: &str| {
+        node.pointer(pointer).and_then(serde_json::Value::as_str).unwrap_or_default().to_owned()
+    };
+    let mut advice = String::new();
+    for node in nodes.into_iter().flatten() {
+        let place = format!("{PATH}, node {}", text(node, "/name"));
+        let kind = text(node, "/type");
+        if !kind.starts_with("n8n-nodes-base.") {
+            found.add(format!("{place}: `{kind}` does not come with n8n"));
+        }
+        if node.get("credentials").is_some() {
+            found.add(format!("{place}: names a credential, which nobody else has"));
+        }
+        if text(node, "/name").starts_with("Tool ") {
+            found.add(format!("{place}: this word is kept for the agent's own tools"));
+        }
+        match kind.as_str() {
+            "n8n-nodes-base.stickyNote" => advice.push_str(&text(node, "/parameters/content")),
+            "n8n-nodes-base.webhook" => {
+                if text(node, "/parameters/responseMode") != "responseNode" {
+                    found.add(format!("{place}: must be answered by a Respond to Webhook node"));
+                }
+                if node.pointer("/parameters/options/rawBody").is_none() {
+                    found.add(format!("{place}: without Raw Body no signature can be checked"));
+                }
+            }
+            _ => {}
+        }
+        if text(node, "/name") == "Secret"
+            && node.pointer("/parameters/assignments/assignments/0/value")
+                != Some(&serde_json::Value::String(String::new()))
+        {
+            found.add(format!("{place}: holds somebody's secret"));
+        }
+    }
+    for what in [
+        "N8N_WEBHOOK_URL",
+        "N8N_HMAC_SECRET",
+        "CRM",
+        "sheet",
+        "calendar",
+        "Route 1",
+        "Route 2",
+        "Route 3",
+        "callbridge workflow",
+    ] {
+        if !advice.contains(what) {
+            found.add(format!("{PATH}: no note says {what}"));
+        }
+    }
+    found.verdict("the workflow is not ready to be imported by others")
 }
 
 // ============================================================================

@@ -277,6 +277,18 @@ fn a_greeting_may_come_as_an_object_a_list_or_plain_text() -> Outcome {
     Ok(())
 }
 
+/// A workflow that knows some callers need not know the words for all the others.
+#[test]
+fn n8n_may_leave_the_greeting_to_the_agent() -> Outcome {
+    let world = builder().start()?;
+    world.n8n.set_reply("1", Reply::json(200, &json!({"firstMessage": null})));
+    world.ring(CALLER)?;
+    assert_eq!(greeting_of(&world.ultravox.next_call(PATIENCE)?), DEFAULT_GREETING);
+    let line = world.bridge.wait_for_log("2 greeting n8n leaves the greeting to the agent")?;
+    assert!(!line.contains("warning"), "nothing is wrong: {line}");
+    Ok(())
+}
+
 #[test]
 fn what_is_sent_to_n8n_is_signed_and_carries_the_owners_header() -> Outcome {
     let world = builder()
@@ -1198,6 +1210,50 @@ fn the_demo_plays_a_whole_call_and_prints_its_nine_steps() -> Outcome {
     assert!(text.contains("All nine steps came out right."), "{text}");
     assert!(!text.contains('\x1b'), "no colours where there is no terminal");
     assert_eq!(fs::read_dir(&scratch.0)?.count(), 0, "it leaves nothing behind");
+    Ok(())
+}
+
+/// They are wanted before anything else is set up.
+#[test]
+fn workflow_and_diagram_need_nothing_but_the_agent_files() -> Outcome {
+    let scratch = Scratch::new("workflow")?;
+    let output = run(&["workflow"], &scratch.0)?;
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    let workflow: Value = serde_json::from_slice(&output.stdout)?;
+    assert_eq!(workflow["name"], "callbridge");
+    assert!(output.stdout.ends_with(b"}\n") && output.stdout.contains(&b'\n'), "it is readable");
+    for (arguments, wanted) in
+        [(&["diagram"][..], "flowchart TD\n"), (&["diagram", "--plain"], "greeting (first stage)")]
+    {
+        let output = run(arguments, &scratch.0)?;
+        let text = String::from_utf8(output.stdout)?;
+        assert!(output.status.success() && text.starts_with(wanted), "{text}");
+    }
+
+    fs::write(scratch.0.join(".env"), "AGENT_DIR=my-agent\n")?;
+    for arguments in [&["workflow"][..], &["diagram"], &["diagram", "--plain"]] {
+        let output = run(arguments, &scratch.0)?;
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        assert!(output.stdout.is_empty(), "nothing that could be imported by mistake");
+        let said = String::from_utf8(output.stderr)?;
+        assert!(said.contains("agent.json  cannot be read from my-agent"), "{said}");
+    }
+
+    let directory = scratch.0.join("my-agent");
+    fs::create_dir(&directory)?;
+    let built_in = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/agent");
+    for name in ["greeting.md", "main_convo.md", "call_summary.md"] {
+        fs::copy(built_in.join(name), directory.join(name))?;
+    }
+    let agent = fs::read_to_string(built_in.join("agent.json"))?;
+    let mut agent: Value = serde_json::from_str(&agent)?;
+    agent["tools"]["look_up"] = json!({"description": "Looks up.", "n8n": {"route": "1"}});
+    agent["tools"]["check_order"] = json!({"description": "Checks.", "n8n": {"route": "4"}});
+    fs::write(directory.join("agent.json"), agent.to_string())?;
+    let output = run(&["workflow"], &scratch.0)?;
+    let said = String::from_utf8(output.stderr)?;
+    assert!(said.contains("tools.look_up posts to route 1, which"), "{said}");
+    assert!(String::from_utf8(output.stdout)?.contains("\"Tool check_order\""));
     Ok(())
 }
 

@@ -1,0 +1,153 @@
+//! The verb `callbridge diagram`: the agent's stages, what leads from one to the next, and the
+//! tools, as a picture for [Mermaid](https://mermaid.js.org) or as text.
+//!
+//! It shows what the agent files say. A tool that is not offered, because a setting it needs is
+//! missing, is in the picture all the same.
+
+use std::collections::BTreeMap;
+
+use crate::{Agent, Stop, Tool, ToolAction, say};
+
+#[derive(Clone, Copy)]
+pub(crate) enum Form {
+    Mermaid,
+    Plain,
+}
+
+pub(crate) fn run(form: Form) -> Result<(), Stop> {
+    let agent = Agent::alone()?;
+    say(&match form {
+        Form::Mermaid => mermaid(&agent),
+        Form::Plain => plain(&agent),
+    });
+    Ok(())
+}
+
+/// ```text
+/// flowchart TD
+///     caller(["a call comes in"]) --> s0
+///     s0["greeting<br/>Sara, voice Tanya-English<br/>verify: by callbridge"]
+///     s0 -->|"move_to_main_convo"| s1
+///     s0 -->|"hangUp"| over(["the call ends"])
+/// ```
+///
+/// Names stand between quotes only, never as the name of a node: Mermaid has words of its own
+/// (`end`), and stages may have any name.
+pub(crate) fn mermaid(agent: &Agent) -> String {
+    let stages = in_order(agent);
+    let number: BTreeMap<&str, usize> =
+        stages.iter().enumerate().map(|(number, stage)| (*stage, number)).collect();
+    let mut nodes =
+        vec!["flowchart TD".to_owned(), "    caller([\"a call comes in\"]) --> s0".into()];
+    let mut lines = Vec::new();
+    let (mut ends, mut transfers) = (false, false);
+    for stage in &stages {
+        let from = number.get(stage).copied().unwrap_or_default();
+        let mut label = vec![format!("<b>{}</b>", quoted(stage)), quoted(&speaker(agent, stage))];
+        for (name, tool) in tools_of(agent, stage) {
+            let to = match &tool.action {
+                ToolAction::EnterStage { stage, .. } => {
+                    let to = number.get(stage.as_str()).copied().unwrap_or_default();
+                    format!("s{to}")
+                }
+                ToolAction::HangUp(_) => {
+                    ends = true;
+                    "over".to_owned()
+                }
+                ToolAction::Transfer(_) => {
+                    transfers = true;
+                    "person".to_owned()
+                }
+                ToolAction::N8n { .. } | ToolAction::Reply(_) | ToolAction::Ultravox { .. } => {
+                    label.push(format!("{}: {}", quoted(name), quoted(&what(tool))));
+                    continue;
+                }
+            };
+            lines.push(format!("    s{from} -->|\"{}\"| {to}", quoted(name)));
+        }
+        nodes.push(format!("    s{from}[\"{}\"]", label.join("<br/>")));
+    }
+    if ends {
+        nodes.push("    over([\"the call ends\"])".to_owned());
+    }
+    if transfers {
+        nodes.push("    person([\"a person answers\"])".to_owned());
+    }
+    nodes.append(&mut lines);
+    nodes.join("\n") + "\n"
+}
+
+/// ```text
+/// greeting (first stage): Sara, voice Tanya-English
+///   verify              by callbridge
+///   move_to_main_convo  -> main_convo
+/// ```
+pub(crate) fn plain(agent: &Agent) -> String {
+    let widest = agent.tools.keys().map(|name| name.chars().count()).max().unwrap_or_default();
+    let mut lines = Vec::new();
+    for stage in in_order(agent) {
+        if !lines.is_empty() {
+            lines.push(String::new());
+        }
+        let first = if stage == agent.first_stage { " (first stage)" } else { "" };
+        lines.push(format!("{}{first}: {}", one_line(stage), speaker(agent, stage)));
+        for (name, tool) in tools_of(agent, stage) {
+            lines.push(format!("  {name:widest$}  {}", what(tool)));
+        }
+    }
+    lines.join("\n") + "\n"
+}
+
+/// From the first stage on, in the order in which its tools lead to the others.
+fn in_order(agent: &Agent) -> Vec<&str> {
+    let mut stages = vec![agent.first_stage.as_str()];
+    let mut next = 0;
+    while let Some(stage) = stages.get(next).copied() {
+        for (_, tool) in tools_of(agent, stage) {
+            if let ToolAction::EnterStage { stage, .. } = &tool.action
+                && !stages.contains(&stage.as_str())
+            {
+                stages.push(stage);
+            }
+        }
+        next += 1;
+    }
+    stages
+}
+
+fn tools_of<'a>(agent: &'a Agent, stage: &str) -> Vec<(&'a str, &'a Tool)> {
+    let names = agent.stages.get(stage).map(|stage| stage.tools.as_slice()).unwrap_or_default();
+    names.iter().filter_map(|name| Some((name.as_str(), agent.tools.get(name)?))).collect()
+}
+
+fn speaker(agent: &Agent, stage: &str) -> String {
+    let Some(stage) = agent.stages.get(stage) else {
+        return String::new();
+    };
+    let name = stage.agent_name.as_ref().unwrap_or(&agent.name);
+    format!("{}, voice {}", one_line(name), one_line(&stage.voice))
+}
+
+/// Who does what a tool asks for, or where it leads.
+fn what(tool: &Tool) -> String {
+    match &tool.action {
+        ToolAction::EnterStage { stage, .. } => format!("-> {}", one_line(stage)),
+        ToolAction::N8n { route, .. } => format!("by n8n, route {}", one_line(route)),
+        ToolAction::Reply(_) => "by callbridge".to_owned(),
+        ToolAction::HangUp(_) => "-> the call ends".to_owned(),
+        ToolAction::Transfer(_) => "-> a person answers".to_owned(),
+        ToolAction::Ultravox { .. } => "by Ultravox".to_owned(),
+    }
+}
+
+/// Any text between Mermaid's quotes. It reads `#35;` as the character 35, and Markdown and HTML
+/// too; so all that is not a letter, a digit or harmless becomes such a number.
+fn quoted(text: &str) -> String {
+    let harmless = |c: char| c.is_alphanumeric() || " _-,.:".contains(c);
+    let spelled = |c: char| if harmless(c) { c.to_string() } else { format!("#{};", u32::from(c)) };
+    one_line(text).chars().map(spelled).collect()
+}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
