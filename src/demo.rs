@@ -15,10 +15,12 @@
 //!   (the business logic)
 //! ```
 //!
-//! Two users share it:
+//! Three users share it:
 //!
 //! - the verb `callbridge demo` plays one scripted call and prints the nine
 //!   steps ([`run`]);
+//! - `callbridge demo --calls N` plays many at once and measures ([`mod@bench`],
+//!   a file of its own);
 //! - the tests in `tests/` include this file and write calls of their own,
 //!   happy ones and sad ones ([`World`]).
 //!
@@ -74,6 +76,9 @@ use tungstenite::http::{self, Uri};
 use tungstenite::protocol::frame::coding::CloseCode;
 use tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tungstenite::{HandshakeError, Message, WebSocket};
+
+#[path = "bench.rs"]
+pub mod bench;
 
 /// One Twilio media message: 20 ms of mu-law at 8000 samples a second.
 pub const FRAME_BYTES: usize = 160;
@@ -140,6 +145,13 @@ callbridge demo: one whole call on this machine. No account, no network.
   with what was sent, sample by sample.
 
 usage: callbridge demo [--help]
+       callbridge demo --calls N [--seconds S] [--plain] [--churn] [--json]
+
+  With --calls it is a benchmark instead: N calls at once for S seconds (10),
+  and what they cost, beside what bare copying costs on this machine.
+  --plain    no TLS between the server and the agents
+  --churn    calls end and others begin all the time; what is left behind?
+  --json     the same report for programs
 
 Exit status 0 if every step came out right, 1 with the reason if one did not,
 2 for arguments that are not known.
@@ -162,10 +174,7 @@ pub fn run(arguments: &[String]) -> Result<(), Flop> {
         [help] if help == "--help" || help == "-h" => {
             return write!(io::stdout(), "{HELP}").map_err(|error| failed(error.to_string()));
         }
-        [unknown, ..] => {
-            let text = format!("demo does not know \"{unknown}\" (see callbridge demo --help)");
-            return Err(Flop { misused: true, text });
-        }
+        _ => return bench::run(arguments),
     }
     let program = std::env::current_exe()
         .map_err(|error| failed(format!("demo cannot find its own program file: {error}")))?;

@@ -383,6 +383,8 @@ callbridge answers a phone number with a voice agent.
 
   callbridge              serve (settings: see .env.example)
   callbridge demo         play one whole call on this machine, no account needed
+  callbridge demo --calls 100
+                          play a hundred at once, and say what they cost
   callbridge check        look at the set-up: what is wrong, and what to do about it
                           (--fix sets up the Twilio number, --json is for scripts)
   callbridge outbox       list the transcripts that n8n has not taken, and why
