@@ -2691,6 +2691,11 @@ impl AgentCall {
         self.line.state.look(|ear| ear.joined_at).unwrap_or_else(Instant::now)
     }
 
+    /// Where it is joined: nobody but the bridge is to know.
+    pub fn join_url(&self) -> &str {
+        &self.line.join_url
+    }
+
     /// Waits until the bridge has opened the joinUrl.
     #[track_caller]
     pub fn wait_joined(&self) -> Result<(), Trouble> {

@@ -79,8 +79,9 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::fmt::{self, Display, Write as _};
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufRead as _, Read, Seek as _, SeekFrom, Write};
+use std::io::{self, BufRead as _, BufReader, Read, Seek as _, SeekFrom, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -90,10 +91,11 @@ use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use jiff::Timestamp;
 use ring::{digest, hmac, rand::SecureRandom as _};
 use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject as _};
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -329,6 +331,17 @@ const MESSAGE_BUFFER_BYTES: usize = 1_024;
 /// What a request to Ultravox, n8n or Twilio takes for a buffer each way. ureq would take 128 KiB,
 /// and an allocator does not give them back after a busy minute.
 const HTTP_BUFFER_BYTES: usize = 16 * 1_024;
+/// A message in a journal, and a tool's arguments and result there. What is longer is cut.
+const WIRE_CHARS_MAX: usize = 2_000;
+/// A tool's name in a journal. Whoever invents one may invent a long one.
+const TOOL_NAME_CHARS_MAX: usize = 100;
+/// Past calls on one page of `/calls`, and how many it has unless told.
+const CALLS_A_PAGE_MAX: usize = 200;
+const CALLS_A_PAGE: usize = 50;
+/// Of a journal in one answer of `/calls/{sid}`, give or take a line. The page asks for the rest.
+const STORY_BYTES_MAX: u64 = 512 * 1_024;
+/// A caller is speaking until this long after the last loud frame.
+const SPEAKS_ON: Duration = Duration::from_millis(300);
 /// A thread's stack. Only what is touched takes memory; a TLS handshake touches most.
 const STACK_BYTES: usize = 512 * 1_024;
 /// Pause after a failed `accept` (out of file descriptors: nothing announces that one is free).
@@ -573,6 +586,10 @@ fn introduce(bridge: &Bridge, address: SocketAddr) {
         config.max_call.as_secs(),
         config.data_dir.display()
     );
+    match config.api_token {
+        Some(_) => log!(Info, "live page: {}/ (password: API_TOKEN)", config.public_url),
+        None => log!(Info, "API_TOKEN is not set: no live page, no outgoing calls"),
+    }
     if config.n8n_webhook_url.is_none() {
         log!(
             Warn,
@@ -1295,8 +1312,17 @@ fn answer(bridge: &'static Bridge, mut request: tiny_http::Request) {
         (Method::Post, "/incoming-call") => from_twilio(bridge, &mut request, incoming_call),
         (Method::Post, "/stream-ended") => from_twilio(bridge, &mut request, stream_ended),
         (Method::Post, "/call-status") => from_twilio(bridge, &mut request, call_status),
-        (Method::Post, "/outgoing-call") => from_owner(bridge, &mut request, outgoing_call),
-        (Method::Get, "/metrics") => from_owner(bridge, &mut request, metrics),
+        (Method::Post, "/outgoing-call") => order_from_owner(bridge, &mut request, outgoing_call),
+        (Method::Post, "/browser-call") => order_from_owner(bridge, &mut request, browser_call),
+        (Method::Post, _) if browser_stream(path).is_some() => {
+            order_from_owner(bridge, &mut request, browser_stream_ended)
+        }
+        (Method::Get | Method::Head, "/") => from_owner(bridge, &request, page),
+        (Method::Get | Method::Head, "/calls") => from_owner(bridge, &request, call_list),
+        (Method::Get | Method::Head, _) if path.starts_with("/calls/") => {
+            from_owner(bridge, &request, call_story)
+        }
+        (Method::Get, "/metrics") => from_owner(bridge, &request, metrics),
         (Method::Get | Method::Head, "/ready") => ready(bridge),
         (_, "/incoming-call" | "/stream-ended" | "/call-status") => {
             log!(Warn, "{} {path}: Twilio's webhook must be set to HTTP POST", request.method());
@@ -1305,10 +1331,11 @@ fn answer(bridge: &'static Bridge, mut request: tiny_http::Request) {
         }
         _ => Reply::text(404, "there is nothing here"),
     };
-    let content_type = [("Content-Type", reply.content_type)];
+    let content_type = [("Content-Type", reply.content_type.to_owned())];
     let headers = content_type
         .iter()
-        .filter_map(|(name, value)| tiny_http::Header::from_bytes(*name, *value).ok());
+        .chain(&reply.headers)
+        .filter_map(|(name, value)| tiny_http::Header::from_bytes(*name, value.as_bytes()).ok());
     let response = tiny_http::Response::from_data(reply.body)
         .with_status_code(reply.status)
         // Told to be small enough, tiny_http would otherwise send longer answers in chunks.
@@ -1341,20 +1368,22 @@ impl Bridge {
 struct Reply {
     status: u16,
     content_type: &'static str,
+    /// Beside the content type.
+    headers: Vec<(&'static str, String)>,
     body: Vec<u8>,
 }
 
 impl Reply {
+    fn new(status: u16, content_type: &'static str, body: String) -> Reply {
+        Reply { status, content_type, headers: Vec::new(), body: body.into_bytes() }
+    }
+
     fn text(status: u16, text: &str) -> Reply {
-        Reply {
-            status,
-            content_type: "text/plain; charset=utf-8",
-            body: format!("{text}\n").into_bytes(),
-        }
+        Reply::new(status, "text/plain; charset=utf-8", format!("{text}\n"))
     }
 
     fn json(status: u16, body: &Value) -> Reply {
-        Reply { status, content_type: "application/json", body: format!("{body}\n").into_bytes() }
+        Reply::new(status, "application/json", format!("{body}\n"))
     }
 
     fn error(status: u16, what: &str) -> Reply {
@@ -1362,7 +1391,12 @@ impl Reply {
     }
 
     fn twiml(body: String) -> Reply {
-        Reply { status: 200, content_type: "text/xml; charset=utf-8", body: body.into_bytes() }
+        Reply::new(200, "text/xml; charset=utf-8", body)
+    }
+
+    fn with(mut self, headers: impl IntoIterator<Item = (&'static str, String)>) -> Reply {
+        self.headers.extend(headers);
+        self
     }
 }
 
@@ -1475,6 +1509,31 @@ fn ready(bridge: &Bridge) -> Reply {
 // Fails:    403 without Twilio's signature, 400 without a call's id; all lines busy is a sentence.
 // Not here: trust in the caller's number. It is text from outside: a name, a word, or nothing.
 
+/// A call that rings, wherever it comes from.
+struct IncomingCall<'a> {
+    sid: &'a str,
+    /// As Twilio gave it: a number, `anonymous`, `client:name`, anything.
+    number: &'a str,
+    direction: Direction,
+    /// Asked for by whoever ordered the call. Empty: as usual.
+    first_message: String,
+    /// The request, for the journal.
+    wire: String,
+}
+
+/// Who has called whom. The same word goes to the journal and to the page.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Direction {
+    /// Somebody our number.
+    #[default]
+    In,
+    /// We somebody.
+    Out,
+    /// The owner us, with the phone in the live page.
+    Browser,
+}
+
 fn incoming_call(bridge: &'static Bridge, form: &Form) -> Reply {
     let sid = form.get("CallSid");
     if !is_sid(sid) {
@@ -1482,64 +1541,84 @@ fn incoming_call(bridge: &'static Bridge, form: &Form) -> Reply {
         bridge.metrics.refused("call_sid");
         return Reply::text(400, "CallSid is missing or malformed");
     }
+    let ringing = bridge.ringing.take(form.get("outgoing"));
+    // Of a call that we have made ourselves, the person is at the other end.
+    let (direction, number) = match ringing {
+        Some(_) => (Direction::Out, form.get("To")),
+        None => (Direction::In, form.get("From")),
+    };
+    let first_message = ringing.unwrap_or_default();
+    let wire = format!("POST /incoming-call\nX-Twilio-Signature: ***\n\n{}", form.for_the_eye());
+    let incoming = IncomingCall { sid, number, direction, first_message, wire };
+    Reply::twiml(take_call(bridge, &incoming).twiml(bridge))
+}
+
+/// Steps 1 to 4 of a new call.
+fn take_call(bridge: &'static Bridge, incoming: &IncomingCall) -> Answer {
+    let IncomingCall { sid, number, direction, first_message, wire } = incoming;
     let phrases = &bridge.agent.phrases;
     if bridge.draining.load(Ordering::SeqCst) {
         log!(Sid { sid }, Info, Ring, "not taken, this process is about to end");
         bridge.metrics.refused("stopping");
-        return Reply::twiml(twiml_cannot_serve(bridge, &phrases.closing));
+        return cannot_serve(bridge, &phrases.closing);
     }
-    let ringing = bridge.ringing.take(form.get("outgoing"));
-    // Of a call that we have made ourselves, the person is at the other end.
-    let number = form.get(if ringing.is_some() { "To" } else { "From" });
-    let (call, slot) = match bridge.calls.take_slot(sid, || Call::new(bridge, sid, number)) {
+    let (call, slot) = match bridge.calls.take_slot(sid, || Call::new(bridge, incoming)) {
         Slot::Yours(call, slot) => (call, slot),
         // Twilio repeats a webhook whose answer got lost. One call is one agent, so the repeat
         // waits for the first one's answer.
-        Slot::Known(call) => return Reply::twiml(call.await_answer()),
+        Slot::Known(call) => return call.await_answer(),
         Slot::None => {
             log!(Sid { sid }, Warn, Ring, "all {} lines are busy", bridge.config.max_calls);
             bridge.metrics.refused("busy");
-            return Reply::twiml(twiml_cannot_serve(bridge, &phrases.busy));
+            return cannot_serve(bridge, &phrases.busy);
         }
     };
-    if ringing.is_none() && bridge.calls.is_too_often(bridge, number) {
+    // The owner, who has called for it, may call as often as there are lines.
+    if *direction == Direction::In && bridge.calls.is_too_often(bridge, number) {
         log!(call, Warn, Ring, "{} calls too often", shorten_number(number));
         bridge.metrics.refused("too_often");
-        return Reply::twiml(twiml_sentence(bridge, &phrases.busy));
+        return Answer::Sentence(phrases.busy.clone());
     }
-    let direction = if ringing.is_some() { "has picked up" } else { "is calling" };
-    log!(call, Info, Ring, "{} {direction}", shorten_number(number));
-    call.journal.note(&json!({"event": "ring", "callSid": call.sid, "number": call.number}));
-
-    let opening = match ringing {
-        None => Opening::Greet(greeting(&call)),
-        Some(first_message) if first_message.is_empty() => {
-            Opening::WeCalled(call.default_greeting())
-        }
-        Some(first_message) => Opening::WeCalled(first_message),
+    let does = if *direction == Direction::Out { "has picked up" } else { "is calling" };
+    log!(call, Info, Ring, "{} {does}", shorten_number(number));
+    call.journal.note(&json!({
+        "event": "ring",
+        "callSid": call.sid,
+        "number": call.number,
+        "direction": direction,
+    }));
+    call.show(Exhibit::Ring, || wire.clone());
+    let opening = match direction {
+        Direction::In | Direction::Browser => Opening::Greet(greeting(&call)),
+        Direction::Out => Opening::WeCalled(ordered_greeting(&call, first_message)),
     };
-    Reply::twiml(connect_to_agent(&call, slot, &opening))
+    connect_to_agent(&call, slot, &opening)
 }
 
 /// Steps 3 and 4, for a new call and for one that is taken up again.
-fn connect_to_agent(call: &Arc<Call>, slot: CallSlot, opening: &Opening) -> String {
-    let answer = match ready_agent(call, slot, opening) {
+fn connect_to_agent(call: &Arc<Call>, slot: CallSlot, opening: &Opening) -> Answer {
+    let ready = ready_agent(call, slot, opening);
+    let rang_for = call.rang.elapsed();
+    let ms = millis(rang_for);
+    let answer = match &ready {
         Ok(()) => {
-            let rang_for = call.rang.elapsed();
             if !matches!(opening, Opening::GoOn(_)) {
                 call.bridge.metrics.answer_time.of(&[]).observe(rang_for);
             }
-            let ms = rang_for.as_millis();
             log!(call, Info, Answer, "connecting to our Media Stream, {ms} ms after it rang"; ms);
-            twiml_connect_stream(&call.bridge.config.public_url, &call.new_token())
+            Answer::Stream { token: call.new_token() }
         }
         Err(failure) => {
             log!(call, Error, Agent, "{failure}");
             call.hang_up(HangUp::NoAgent);
-            after(call);
-            twiml_cannot_serve(call.bridge, &call.bridge.agent.phrases.apology)
+            cannot_serve(call.bridge, &call.bridge.agent.phrases.apology)
         }
     };
+    call.journal.note(&json!({"event": "answer", "ms": ms, "what": answer.word()}));
+    call.show(Exhibit::Answer, || answer.for_the_eye(call.bridge));
+    if ready.is_err() {
+        after(call);
+    }
     call.settle_answer(&answer);
     answer
 }
@@ -1556,9 +1635,7 @@ fn from_twilio(
     };
     let mut form = Form::parse(&body);
     if let Some(token) = &bridge.config.twilio_auth_token {
-        let header =
-            request.headers().iter().find(|header| header.field.equiv("X-Twilio-Signature"));
-        let signature = header.map(|header| header.value.as_str()).unwrap_or_default();
+        let signature = header(request, "X-Twilio-Signature");
         let url = format!("{}{}", bridge.config.public_url, request.url());
         if !signature_is_valid(token, &url, &form, signature) {
             log!(
@@ -1608,6 +1685,14 @@ impl Form {
             .find(|(key, _)| key == name)
             .map(|(_, value)| value.as_str())
             .unwrap_or_default()
+    }
+
+    /// What tells of the call, for the eye. Among the rest there is a token of Twilio's.
+    fn for_the_eye(&self) -> String {
+        const SHOWN: [&str; 5] = ["CallSid", "From", "To", "CallStatus", "Direction"];
+        let lines = self.0.iter().filter(|(name, _)| SHOWN.contains(&name.as_str()));
+        let lines: Vec<String> = lines.map(|(name, value)| format!("{name}={value}")).collect();
+        format!("{}\n… and {} more", lines.join("\n"), self.0.len() - lines.len())
     }
 }
 
@@ -1775,13 +1860,19 @@ impl Drop for CallSlot {
 struct Call {
     bridge: &'static Bridge,
     sid: String,
-    /// As Twilio gave it: a number, `anonymous`, `client:name`, anything.
     number: String,
+    direction: Direction,
     rang: Instant,
+    /// The same moment, by the calendar.
+    began: Timestamp,
     state: Mutex<CallState>,
     changed: Condvar,
     transcript: Mutex<Transcript>,
     journal: Journal,
+    /// A bit for each [`Exhibit`] that the journal has.
+    shown: AtomicU64,
+    /// When the caller was last loud enough to be speaking, in milliseconds after `rang`.
+    loud_at_ms: AtomicU64,
     /// Answers of n8n tools by a hash of what was asked, so that asking twice does not book twice.
     tool_answers: Mutex<HashMap<String, Arc<Mutex<Option<String>>>>>,
     tools_running: AtomicUsize,
@@ -1790,7 +1881,7 @@ struct Call {
 #[derive(Default)]
 struct CallState {
     /// What `/incoming-call` was answered with, for a repeat of it.
-    answer: Option<String>,
+    answer: Option<Answer>,
     /// Opens one stream until the time that stands beside it.
     token: Option<(String, Instant)>,
     /// Streams that this call has been given a token for.
@@ -1862,17 +1953,21 @@ impl HangUp {
 }
 
 impl Call {
-    fn new(bridge: &'static Bridge, sid: &str, number: &str) -> Call {
+    fn new(bridge: &'static Bridge, incoming: &IncomingCall) -> Call {
         let state = CallState { stage: bridge.agent.first_stage.clone(), ..CallState::default() };
         Call {
             bridge,
-            sid: sid.to_owned(),
-            number: number.to_owned(),
+            sid: incoming.sid.to_owned(),
+            number: incoming.number.to_owned(),
+            direction: incoming.direction,
             rang: Instant::now(),
+            began: Timestamp::now(),
             state: Mutex::new(state),
             changed: Condvar::new(),
             transcript: Mutex::default(),
-            journal: Journal::at(Journal::path(&bridge.config.data_dir, sid)),
+            journal: Journal::at(Journal::path(&bridge.config.data_dir, incoming.sid)),
+            shown: AtomicU64::new(0),
+            loud_at_ms: AtomicU64::new(0),
             tool_answers: Mutex::default(),
             tools_running: AtomicUsize::new(0),
         }
@@ -1880,7 +1975,15 @@ impl Call {
 
     /// The same call, from what a process that is gone (or a transfer that failed) has left of it.
     fn from_journal(bridge: &'static Bridge, path: PathBuf, filed: Filed) -> Call {
-        let mut call = Call::new(bridge, &filed.sid, &filed.number);
+        let incoming = IncomingCall {
+            sid: &filed.sid,
+            number: &filed.number,
+            direction: filed.direction,
+            first_message: String::new(),
+            wire: String::new(),
+        };
+        let mut call = Call::new(bridge, &incoming);
+        call.began = filed.began.unwrap_or(call.began);
         {
             let mut state = lock(&call.state);
             if bridge.agent.stages.contains_key(&filed.stage) {
@@ -1907,8 +2010,11 @@ impl Call {
             state.token = None;
             state.agent.take()
         };
-        let (ended_by, seconds) = (format!("{why:?}"), self.rang.elapsed().as_secs());
+        let (ended_by, ms) = (format!("{why:?}"), millis(self.rang.elapsed()));
+        let seconds = ms / 1_000;
         log!(self, Info, Goodbye, "{ended_by}, {seconds} s after it rang"; ended_by, seconds);
+        let event = json!({"event": "goodbye", "endedBy": ended_by, "ms": ms});
+        self.journal.note(&event);
         if let Some(agent) = agent {
             agent.close(CloseCode::Normal, "the call is over");
         }
@@ -1950,20 +2056,18 @@ impl Call {
         fill(&self.bridge.agent.first_message, |name| self.placeholder(name))
     }
 
-    fn settle_answer(&self, answer: &str) {
-        lock(&self.state).answer = Some(answer.to_owned());
+    fn settle_answer(&self, answer: &Answer) {
+        lock(&self.state).answer = Some(answer.clone());
         self.changed.notify_all();
     }
 
-    fn await_answer(&self) -> String {
+    fn await_answer(&self) -> Answer {
         let state = lock(&self.state);
         let waited =
             self.changed.wait_timeout_while(state, AGENT_WITHIN, |state| state.answer.is_none());
         let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        state
-            .answer
-            .clone()
-            .unwrap_or_else(|| twiml_cannot_serve(self.bridge, &self.bridge.agent.phrases.apology))
+        let answer = state.answer.clone();
+        answer.unwrap_or_else(|| cannot_serve(self.bridge, &self.bridge.agent.phrases.apology))
     }
 
     /// What a placeholder stands for in this call's texts.
@@ -2015,7 +2119,7 @@ impl Ringing {
 
 /// `{"phoneNumber":"+49…","firstMessage":"…"}`, the second one optional. 201 with `callSid`, or an
 /// error with `error`, and Twilio's `code` where Twilio has refused.
-fn outgoing_call(bridge: &'static Bridge, order: &Value) -> Reply {
+fn outgoing_call(bridge: &'static Bridge, _url: &str, order: &Value) -> Reply {
     let number = order["phoneNumber"].as_str().unwrap_or_default();
     let first_message = order["firstMessage"].as_str().unwrap_or_default().trim();
     if !is_e164(number) {
@@ -2113,34 +2217,118 @@ fn read_twilio_answer(
 /// `Basic`, which browsers can. Without the setting there is nothing here.
 fn from_owner(
     bridge: &'static Bridge,
-    request: &mut tiny_http::Request,
-    handle: fn(&'static Bridge, &Value) -> Reply,
+    request: &tiny_http::Request,
+    handle: fn(&'static Bridge, &tiny_http::Request) -> Reply,
 ) -> Reply {
-    let Some(token) = &bridge.config.api_token else {
-        return Reply::text(404, "there is nothing here");
-    };
-    let header = request.headers().iter().find(|header| header.field.equiv("Authorization"));
-    let shown = header.and_then(|header| shown_token(header.value.as_str())).unwrap_or_default();
-    if !bool::from(token.reveal().as_bytes().ct_eq(shown.as_bytes())) {
-        log!(Warn, "{}: API_TOKEN is missing or wrong", request.url());
-        bridge.metrics.refused("api_token");
-        return Reply::error(401, "send API_TOKEN as Authorization: Bearer …");
+    match refusal_of_stranger(bridge, request) {
+        Some(refusal) => refusal,
+        None => handle(bridge, request).with(private()),
+    }
+}
+
+/// The same with a JSON body, for all that costs money: it must come from nowhere but our page or
+/// a program of the owner's.
+fn order_from_owner(
+    bridge: &'static Bridge,
+    request: &mut tiny_http::Request,
+    handle: fn(&'static Bridge, &str, &Value) -> Reply,
+) -> Reply {
+    if let Some(refusal) =
+        refusal_of_stranger(bridge, request).or_else(|| refusal_of_other_site(bridge, request))
+    {
+        return refusal;
     }
     let body = match read_body(bridge, request) {
         Ok(body) => body,
         Err(reply) => return reply,
     };
-    if *request.method() == Method::Get {
-        return handle(bridge, &Value::Null);
-    }
     match serde_json::from_slice(&body) {
-        Ok(order) => handle(bridge, &order),
+        Ok(order) => handle(bridge, request.url(), &order).with(private()),
         Err(error) => {
             log!(Warn, "{}: the body is not JSON: {error}", request.url());
             bridge.metrics.refused("not_json");
             Reply::error(400, &format!("the body is not JSON: {error}"))
         }
     }
+}
+
+fn refusal_of_stranger(bridge: &Bridge, request: &tiny_http::Request) -> Option<Reply> {
+    let Some(token) = &bridge.config.api_token else {
+        return Some(Reply::text(404, "there is nothing here"));
+    };
+    let shown = shown_token(header(request, "Authorization")).unwrap_or_default();
+    if bool::from(token.reveal().as_bytes().ct_eq(shown.as_bytes())) {
+        return None;
+    }
+    bridge.metrics.refused("api_token");
+    if header(request, "Authorization").is_empty() {
+        // So every browser begins.
+        log!(Debug, "{}: API_TOKEN is asked for", path_of(request));
+    } else {
+        log!(Warn, "{}: API_TOKEN is missing or wrong", path_of(request));
+    }
+    let ask = ("WWW-Authenticate", "Basic realm=\"callbridge\", charset=\"UTF-8\"".to_owned());
+    let error = "send API_TOKEN as Authorization: Bearer … (a browser: as password, any user name)";
+    Some(Reply::error(401, error).with([ask]))
+}
+
+/// A browser adds the password that it has stored to whatever any site makes it send here. So what
+/// another site has sent is refused, and so is a body that a mere form could send: for JSON a
+/// browser asks us first, and we say nothing. A Bearer token is never added by itself.
+fn refusal_of_other_site(bridge: &Bridge, request: &tiny_http::Request) -> Option<Reply> {
+    let origin = header(request, "Origin");
+    let authority = |url: &str| {
+        let (_, rest) = url.split_once("://")?;
+        rest.split('/').next().map(str::to_ascii_lowercase)
+    };
+    let ours = [
+        authority(&bridge.config.public_url),
+        authority(&format!("://{}", header(request, "Host"))),
+    ];
+    let same_origin = match header(request, "Sec-Fetch-Site") {
+        "same-origin" | "none" => true,
+        "" => {
+            origin.is_empty()
+                || authority(origin).is_some_and(|origin| ours.contains(&Some(origin)))
+        }
+        _ => false,
+    };
+    if !same_origin {
+        log!(Warn, "{}: refused, another site has sent it", path_of(request));
+        bridge.metrics.refused("other_site");
+        return Some(Reply::error(403, "another site may not do that"));
+    }
+    let by_password = !starts_with_word(header(request, "Authorization"), "bearer");
+    let kind = header(request, "Content-Type").split(';').next().unwrap_or_default().trim();
+    if by_password && !kind.eq_ignore_ascii_case("application/json") {
+        bridge.metrics.refused("not_json");
+        return Some(Reply::error(415, "send Content-Type: application/json"));
+    }
+    None
+}
+
+/// For all that only the owner may see.
+fn private() -> [(&'static str, String); 4] {
+    [
+        ("Cache-Control", "no-store"),
+        ("X-Content-Type-Options", "nosniff"),
+        ("Referrer-Policy", "no-referrer"),
+        ("Cross-Origin-Resource-Policy", "same-origin"),
+    ]
+    .map(|(name, value)| (name, value.to_owned()))
+}
+
+fn header<'a>(request: &'a tiny_http::Request, name: &'static str) -> &'a str {
+    let found = request.headers().iter().find(|header| header.field.equiv(name));
+    found.map(|header| header.value.as_str()).unwrap_or_default()
+}
+
+fn path_of(request: &tiny_http::Request) -> &str {
+    request.url().split('?').next().unwrap_or_default()
+}
+
+fn starts_with_word(text: &str, word: &str) -> bool {
+    text.split(' ').next().is_some_and(|first| first.eq_ignore_ascii_case(word))
 }
 
 fn shown_token(header: &str) -> Option<String> {
@@ -2164,12 +2352,48 @@ fn shown_token(header: &str) -> Option<String> {
 // Not here: waiting on the caller's time. The phone still rings.
 
 fn greeting(call: &Call) -> String {
-    let bridge = call.bridge;
-    if bridge.config.n8n_webhook_url.is_none() {
+    if call.bridge.config.n8n_webhook_url.is_none() {
         log!(call, Info, Greeting, "the default greeting (no n8n)");
+        note_greeting(call, "default", 0, "N8N_WEBHOOK_URL is not set");
         return call.default_greeting();
     }
     let began = Instant::now();
+    let found = ask_for_greeting(call);
+    let ms = millis(began.elapsed());
+    match found {
+        Ok(None) => {
+            log!(call, Info, Greeting, "n8n leaves the greeting to the agent (firstMessage: null)");
+            note_greeting(call, "default", ms, "n8n leaves it to the agent");
+            call.default_greeting()
+        }
+        Ok(Some(text)) => {
+            log!(call, Info, Greeting, "n8n answered after {ms} ms"; ms);
+            note_greeting(call, "n8n", ms, "");
+            text
+        }
+        Err(failure) => {
+            log!(call, Warn, Greeting, "{failure}; the default greeting is used");
+            note_greeting(call, "default", ms, &failure.to_string());
+            call.default_greeting()
+        }
+    }
+}
+
+/// Of a call that goes out, whoever ordered it may have said what to open with.
+fn ordered_greeting(call: &Call, first_message: &str) -> String {
+    if first_message.is_empty() {
+        note_greeting(call, "default", 0, "n8n is not asked for calls that go out");
+        return call.default_greeting();
+    }
+    note_greeting(call, "order", 0, "");
+    first_message.to_owned()
+}
+
+fn note_greeting(call: &Call, from: &str, ms: u64, why: &str) {
+    call.journal.note(&json!({"event": "greeting", "from": from, "ms": ms, "why": why}));
+}
+
+fn ask_for_greeting(call: &Call) -> Result<Option<String>, Failure> {
     let question = ToN8n {
         sid: &call.sid,
         number: &call.number,
@@ -2178,30 +2402,17 @@ fn greeting(call: &Call) -> String {
         key: format!("{}-1", call.sid),
         ended_by: None,
     };
-    match ask_n8n(bridge, &question, LOOKUP_WITHIN, read_greeting) {
-        Ok(None) => {
-            log!(call, Info, Greeting, "n8n leaves the greeting to the agent (firstMessage: null)");
-            call.default_greeting()
-        }
-        Ok(Some(text)) if text.chars().count() <= GREETING_CHARS_MAX => {
-            let ms = began.elapsed().as_millis();
-            log!(call, Info, Greeting, "n8n answered after {ms} ms"; ms);
-            text
-        }
-        Ok(Some(_)) => {
-            log!(
-                call,
-                Warn,
-                Greeting,
-                "n8n: a greeting of more than {GREETING_CHARS_MAX} characters; the default is used"
-            );
-            call.default_greeting()
-        }
-        Err(failure) => {
-            log!(call, Warn, Greeting, "{failure}; the default greeting is used");
-            call.default_greeting()
-        }
+    call.show(Exhibit::Lookup, || question.for_the_eye());
+    let understand = |reply: &N8nReply| {
+        call.show(Exhibit::LookedUp, || reply.for_the_eye());
+        read_greeting(reply)
+    };
+    let text = ask_n8n(call.bridge, &question, LOOKUP_WITHIN, understand)?;
+    if text.as_ref().is_some_and(|text| text.chars().count() > GREETING_CHARS_MAX) {
+        let what = format!("a greeting of more than {GREETING_CHARS_MAX} characters");
+        return Err(Failure::new(Party::N8n, what));
     }
+    Ok(text)
 }
 
 /// A question to n8n. On the wire:
@@ -2226,10 +2437,35 @@ struct ToN8n<'a> {
     ended_by: Option<&'a str>,
 }
 
+impl ToN8n<'_> {
+    fn for_the_eye(&self) -> String {
+        format!("POST N8N_WEBHOOK_URL\nIdempotency-Key: {}\n\n{}", self.key, self.body())
+    }
+
+    fn body(&self) -> Value {
+        let mut body = json!({
+            "route": self.route,
+            "number": self.number,
+            "data": self.data,
+            "callSid": self.sid,
+        });
+        if let Some(ended_by) = self.ended_by {
+            body["endedBy"] = json!(ended_by);
+        }
+        body
+    }
+}
+
 /// What n8n answered. Even a 2xx may mean that the workflow failed.
 struct N8nReply {
     status: u16,
     body: String,
+}
+
+impl N8nReply {
+    fn for_the_eye(&self) -> String {
+        format!("{}\n\n{}", self.status, self.body)
+    }
 }
 
 /// What `understand` makes of n8n's answer.
@@ -2259,16 +2495,7 @@ fn post_to_n8n(bridge: &Bridge, question: &ToN8n, within: Duration) -> Result<N8
     let Some(url) = &bridge.config.n8n_webhook_url else {
         return Err(Failure::new(Party::N8n, "N8N_WEBHOOK_URL is not set").certainly_not_done());
     };
-    let mut body = json!({
-        "route": question.route,
-        "number": question.number,
-        "data": question.data,
-        "callSid": question.sid,
-    });
-    if let Some(ended_by) = question.ended_by {
-        body["endedBy"] = json!(ended_by);
-    }
-    let body = body.to_string();
+    let body = question.body().to_string();
     let mut request = bridge
         .n8n
         .post(url)
@@ -2512,6 +2739,11 @@ fn create_agent_call(
     let number = state.agents;
     drop(state);
     call.journal.note(&json!({"event": "agent", "callId": created.id, "agent": number}));
+    call.show(Exhibit::Create, || agent_call_for_the_eye(&body));
+    call.show(Exhibit::Created, || {
+        let join_url = host_only(created.join_url.reveal());
+        format!("201\n\n{}", json!({"callId": created.id, "joinUrl": join_url}))
+    });
     Ok(created)
 }
 
@@ -2601,6 +2833,30 @@ fn post_to_ultravox(
         retry_after: retry_after.map(Duration::from_secs),
         text,
     })
+}
+
+/// The long texts of the body are cut short, and of the tools the first one stands for all.
+fn agent_call_for_the_eye(body: &Value) -> String {
+    format!("POST /api/calls\nX-API-Key: ***\n\n{:#}", in_short(body.clone()))
+}
+
+fn in_short(mut body: Value) -> Value {
+    let prompt = body["systemPrompt"].as_str().unwrap_or_default();
+    body["systemPrompt"] = json!(cut(prompt, 160));
+    if let Some(tools) = body["selectedTools"].as_array_mut()
+        && tools.len() > 1
+    {
+        let more = json!(format!("… and {} more", tools.len() - 1));
+        tools.splice(1.., [more]);
+    }
+    body
+}
+
+/// Whoever holds the whole address may join the call.
+fn host_only(url: &str) -> String {
+    let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
+    let host = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    format!("{scheme}://{}/***", host.rsplit('@').next().unwrap_or_default())
 }
 
 fn read_agent_call(text: &str) -> Result<AgentCall, Failure> {
@@ -2890,6 +3146,66 @@ fn await_caller(call: &Call, within: Duration) -> bool {
 // Fails:    never. If 3 failed, the caller hears one sentence, or is put through to a person.
 // Not here: <Say> as a greeting. The agent greets the caller itself, in its own voice.
 
+/// What is to be done with a call. Twilio gets it as `TwiML`, the page's phone as JSON.
+#[derive(Clone)]
+enum Answer {
+    /// Connect it to our Media Stream, which the token opens once.
+    Stream {
+        token: String,
+    },
+    /// Say so, and ring this number instead of the agent.
+    Person(String),
+    /// Ring this number; `/stream-ended` is to hear how that went.
+    Transfer(String),
+    /// Say this, then hang up.
+    Sentence(String),
+    HangUp,
+}
+
+impl Answer {
+    fn twiml(&self, bridge: &Bridge) -> String {
+        match self {
+            Answer::Stream { token } => twiml_connect_stream(&bridge.config.public_url, token),
+            Answer::Person(number) => {
+                let say = twiml_say(bridge, &bridge.agent.phrases.putting_through);
+                twiml(&format!("{say}<Dial>{}</Dial>", xml_escape(number)))
+            }
+            Answer::Transfer(number) => twiml_transfer(bridge, number),
+            Answer::Sentence(sentence) => {
+                twiml(&format!("{}<Hangup/>", twiml_say(bridge, sentence)))
+            }
+            Answer::HangUp => twiml("<Hangup/>"),
+        }
+    }
+
+    fn for_the_eye(&self, bridge: &Bridge) -> String {
+        match self {
+            Answer::Stream { .. } => Answer::Stream { token: "***".into() }.twiml(bridge),
+            Answer::Person(_) | Answer::Transfer(_) | Answer::Sentence(_) | Answer::HangUp => {
+                self.twiml(bridge)
+            }
+        }
+    }
+
+    /// For the journal.
+    fn word(&self) -> &'static str {
+        match self {
+            Answer::Stream { .. } => "stream",
+            Answer::Person(_) | Answer::Transfer(_) => "transfer",
+            Answer::Sentence(_) => "apology",
+            Answer::HangUp => "hangup",
+        }
+    }
+}
+
+/// A person if there is one, else a sentence and the end.
+fn cannot_serve(bridge: &Bridge, sentence: &str) -> Answer {
+    match &bridge.config.fallback_number {
+        Some(number) => Answer::Person(number.clone()),
+        None => Answer::Sentence(sentence.to_owned()),
+    }
+}
+
 /// When the stream ends, Twilio asks `/stream-ended` what comes next; `<Hangup/>` stands behind it
 /// in case that fails. `<Parameter>` allows 500 characters; the token takes 37.
 ///
@@ -2897,7 +3213,7 @@ fn await_caller(call: &Call, within: Duration) -> bool {
 /// accepts or a proxy reports a failure, which bridges our restart of a second or two.
 fn twiml_connect_stream(public_url: &str, token: &str) -> String {
     let action = format!("{public_url}/stream-ended#rc=5&rp=ct,5xx&ct=2000&tt=15000");
-    let stream = format!("{}/media-stream", public_url.replacen("http", "ws", 1));
+    let stream = stream_url(public_url);
     twiml(&format!(
         "<Connect action=\"{}\"><Stream url=\"{}\">\
          <Parameter name=\"token\" value=\"{}\"/></Stream></Connect><Hangup/>",
@@ -2907,22 +3223,13 @@ fn twiml_connect_stream(public_url: &str, token: &str) -> String {
     ))
 }
 
-/// A person if there is one, else a sentence and the end.
-fn twiml_cannot_serve(bridge: &Bridge, sentence: &str) -> String {
-    if let Some(number) = &bridge.config.fallback_number {
-        let say = twiml_say(bridge, &bridge.agent.phrases.putting_through);
-        return twiml(&format!("{say}<Dial>{}</Dial>", xml_escape(number)));
-    }
-    twiml_sentence(bridge, sentence)
-}
-
-fn twiml_sentence(bridge: &Bridge, sentence: &str) -> String {
-    twiml(&format!("{}<Hangup/>", twiml_say(bridge, sentence)))
-}
-
 fn twiml_say(bridge: &Bridge, text: &str) -> String {
     let language = xml_escape(&bridge.agent.language);
     format!("<Say language=\"{language}\">{}</Say>", xml_escape(text))
+}
+
+fn stream_url(public_url: &str) -> String {
+    format!("{}/media-stream", public_url.replacen("http", "ws", 1))
 }
 
 /// Rings the person. Twilio tells `/stream-ended` how that went.
@@ -3072,6 +3379,7 @@ impl<'a> FromTwilio<'a> {
 struct CallerLeg {
     socket: Duplex,
     stream_sid: String,
+    since: Instant,
     /// What stands before the sound in each message of it.
     media_head: String,
     /// When Twilio will have played all that it was sent.
@@ -3092,7 +3400,7 @@ fn media_stream(bridge: &'static Bridge, visit: &Visit, head: Vec<u8>) {
         line.close(CloseCode::Policy, why);
         line.await_close();
     };
-    let start = match await_start(&line) {
+    let (start, wire) = match await_start(&line) {
         Ok(start) => start,
         Err(why) => return refuse("no_start", &why),
     };
@@ -3110,6 +3418,7 @@ fn media_stream(bridge: &'static Bridge, visit: &Visit, head: Vec<u8>) {
     visit.is_decided();
     let caller = Arc::new(CallerLeg::new(line, start.stream_sid));
     call.journal.note(&json!({"event": "stream", "streamSid": caller.stream_sid}));
+    call.show(Exhibit::Start, || hidden(&wire, "/start/customParameters/token"));
     if !call.has_stream(&caller) {
         caller.socket.close(CloseCode::Normal, "the call is over");
         return caller.socket.await_close();
@@ -3153,7 +3462,7 @@ fn accept_stream(
         && let Some(signature) = request.headers().get("X-Twilio-Signature")
     {
         let signature = signature.to_str().unwrap_or_default();
-        let url = format!("{}/media-stream", bridge.config.public_url.replacen("http", "ws", 1));
+        let url = stream_url(&bridge.config.public_url);
         let nothing = Form(Vec::new());
         if ![&url, &format!("{url}/")]
             .iter()
@@ -3184,7 +3493,8 @@ fn plain_answer(mut socket: &TcpStream, status: &str) {
     shut(socket);
 }
 
-fn await_start(line: &Duplex) -> Result<Start, String> {
+/// The message, and its text.
+fn await_start(line: &Duplex) -> Result<(Start, Utf8Bytes), String> {
     let deadline = Instant::now() + START_WITHIN;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
@@ -3198,7 +3508,7 @@ fn await_start(line: &Duplex) -> Result<Start, String> {
             Err(end) => return Err(format!("before start: {end}")),
         };
         match FromTwilio::parse(&text, "")? {
-            FromTwilio::Start(start) => return Ok(start),
+            FromTwilio::Start(start) => return Ok((start, text)),
             FromTwilio::Connected | FromTwilio::Unknown(_) => {}
             FromTwilio::Media(_) | FromTwilio::Dtmf(_) | FromTwilio::Mark(_) | FromTwilio::Stop => {
                 return Err("another message before start".into());
@@ -3296,13 +3606,21 @@ fn relay_caller_to_agent(call: &Arc<Call>, caller: &CallerLeg) -> StreamEnd {
                     relayed.note(false, arrived);
                     tone.play(call, caller);
                 }
+                call.hears(&mulaw);
+                call.show(Exhibit::CallerFrame, || media_for_the_eye(&text));
             }
-            Ok(FromTwilio::Dtmf(digit)) => keys.press(call, &digit),
+            Ok(FromTwilio::Dtmf(digit)) => {
+                keys.press(call, &digit);
+                // What is keyed in may be a secret of the caller's.
+                call.show(Exhibit::Key, || hidden(&text, "/dtmf/digit"));
+            }
             Ok(FromTwilio::Mark(name)) => {
                 lock(&call.state).mark = name;
                 call.changed.notify_all();
+                call.show(Exhibit::MarkBack, || text.to_string());
             }
             Ok(FromTwilio::Stop) => {
+                call.show(Exhibit::Stop, || text.to_string());
                 let mut state = lock(&call.state);
                 state.stopped = !state.said_goodbye;
                 return StreamEnd::Stopped;
@@ -3332,12 +3650,30 @@ fn hand_to_agent(call: &Call, agent: &Duplex, mulaw: &[u8]) -> bool {
     for &code in mulaw {
         pcm.extend_from_slice(&mulaw_to_pcm(code).to_le_bytes());
     }
+    let shown = (!call.has_shown(Exhibit::CallerPcm)).then(|| pcm_for_the_eye(&pcm));
     if let Err(end) = agent.send(Message::Binary(pcm.into())) {
         // Thread U reads from this line; it decides what its end means for the call.
         log!(call, Debug, Talk, "a frame did not reach the agent: {end}");
         return false;
     }
+    if let Some(shown) = shown {
+        call.show(Exhibit::CallerPcm, || shown);
+    }
     true
+}
+
+/// A message with sound in it, most of which is left out.
+fn media_for_the_eye(text: &str) -> String {
+    let mut message: Value = serde_json::from_str(text).unwrap_or_default();
+    if let Some(payload) = message.pointer_mut("/media/payload") {
+        *payload = json!(cut(payload.as_str().unwrap_or_default(), 24));
+    }
+    cut(&message.to_string(), WIRE_CHARS_MAX)
+}
+
+fn pcm_for_the_eye(pcm: &[u8]) -> String {
+    let beginning = hex(pcm.get(..16).unwrap_or(pcm));
+    format!("{} bytes of PCM, binary: {beginning}…", pcm.len())
 }
 
 /// What the caller hears while there is no agent: 160 ms of a soft 400 Hz every two seconds. "The
@@ -3451,16 +3787,27 @@ fn relay_agent_to_caller(call: &Arc<Call>, agent: &Arc<Duplex>) -> HangUp {
         let text = match message {
             Received::Binary(pcm) => {
                 relayed.note(voice.pass_on(call, &pcm), arrived);
+                call.show(Exhibit::AgentPcm, || pcm_for_the_eye(&pcm));
                 continue;
             }
             Received::Text(text) => text,
         };
         match FromAgent::parse(&text) {
-            Ok(FromAgent::Transcript(heard)) => note_transcript(call, &heard),
-            Ok(FromAgent::Invocation(invocation)) => act.run(invocation),
-            Ok(FromAgent::ClearBuffer) => clear(call),
+            Ok(FromAgent::Transcript(heard)) => {
+                note_transcript(call, &heard);
+                call.show(Exhibit::Transcript, || text.to_string());
+            }
+            Ok(FromAgent::Invocation(invocation)) => {
+                call.show(Exhibit::Invocation, || text.to_string());
+                act.run(invocation);
+            }
+            Ok(FromAgent::ClearBuffer) => {
+                clear(call);
+                call.show(Exhibit::ClearBuffer, || text.to_string());
+            }
             Ok(FromAgent::State(state)) => {
                 log!(call, Debug, Talk, "the agent is {state}");
+                call.show(Exhibit::State, || text.to_string());
             }
             Ok(FromAgent::Other(kind)) => {
                 log!(call, Debug, Talk, "the agent sent \"{kind}\"");
@@ -3514,6 +3861,16 @@ impl Voice {
         }
         if !self.spoke && !mulaw.is_empty() {
             self.spoke = true;
+            if !call.has_shown(Exhibit::AgentFrame) {
+                let event = json!({"event": "first_word", "ms": millis(caller.since.elapsed())});
+                call.journal.note(&event);
+            }
+            call.show(Exhibit::AgentFrame, || {
+                let payload = cut(&BASE64.encode(&mulaw), 24);
+                let media = json!({"payload": payload});
+                json!({"event": "media", "streamSid": caller.stream_sid, "media": media})
+                    .to_string()
+            });
             if let Some(silent_since) = lock(&call.state).silent_since.take() {
                 call.bridge.metrics.dead_air.of(&[]).observe(silent_since.elapsed());
             }
@@ -3538,7 +3895,8 @@ impl CallerLeg {
         let sid = json!(stream_sid);
         let media_head =
             format!("{{\"event\":\"media\",\"streamSid\":{sid},\"media\":{{\"payload\":\"");
-        CallerLeg { socket, stream_sid, media_head, plays_until: Mutex::new(Instant::now()) }
+        let now = Instant::now();
+        CallerLeg { socket, stream_sid, since: now, media_head, plays_until: Mutex::new(now) }
     }
 
     fn play(&self, call: &Call, mulaw: &[u8]) -> bool {
@@ -3557,16 +3915,16 @@ impl CallerLeg {
     }
 
     fn mark(&self, call: &Call, name: &str) {
-        self.tell(
-            call,
-            json!({"event": "mark", "streamSid": self.stream_sid, "mark": {"name": name}})
-                .to_string(),
-        );
+        let mark = json!({"event": "mark", "streamSid": self.stream_sid, "mark": {"name": name}});
+        self.tell(call, mark.to_string());
+        call.show(Exhibit::Mark, || mark.to_string());
     }
 
     fn clear(&self, call: &Call) {
+        let clear = json!({"event": "clear", "streamSid": self.stream_sid});
         *lock(&self.plays_until) = Instant::now();
-        self.tell(call, json!({"event": "clear", "streamSid": self.stream_sid}).to_string());
+        self.tell(call, clear.to_string());
+        call.show(Exhibit::Clear, || clear.to_string());
     }
 
     /// False: it did not reach Twilio.
@@ -3634,6 +3992,7 @@ impl Keys {
         {
             log!(call, Warn, Talk, "the keys did not reach the agent: {end}");
         }
+        call.show(Exhibit::Keys, || hidden(&message.to_string(), "/text"));
     }
 }
 
@@ -3691,28 +4050,14 @@ enum ToolResult {
     Failed(String),
 }
 
-fn tell_result(call: &Call, agent: &Duplex, invocation: &Invocation, result: &ToolResult) {
-    let mut message = json!({"type": "client_tool_result", "invocationId": invocation.id});
-    let fields = match result {
-        ToolResult::Say(text) => json!({"result": text, "responseType": "tool-response"}),
-        ToolResult::NewStage(stage) => {
-            json!({"result": stage.to_string(), "responseType": "new-stage"})
-        }
-        ToolResult::HangUp => json!({"result": "The call ends now.", "responseType": "hang-up"}),
-        ToolResult::NoSuchTool => {
-            let why = format!("there is no tool {} here", invocation.tool);
-            json!({"errorType": "undefined", "errorMessage": why})
-        }
-        ToolResult::Failed(why) => {
-            json!({"errorType": "implementation-error", "errorMessage": why})
-        }
-    };
-    if let (Value::Object(message), Value::Object(fields)) = (&mut message, fields) {
-        message.extend(fields);
-    }
-    if let Err(end) = agent.send(Message::text(message.to_string())) {
-        log!(call, Warn, Act, "{}: the result did not reach the agent: {end}", invocation.tool);
-    }
+/// An invocation that is being seen to.
+struct Errand {
+    call: Arc<Call>,
+    agent: Arc<Duplex>,
+    invocation: Invocation,
+    /// In which the agent was when it asked.
+    stage: String,
+    began: Instant,
 }
 
 /// The agent's hands, on thread U.
@@ -3751,48 +4096,47 @@ impl<'a> Act<'a> {
             count_tool(self.call, &invocation, "repeated");
             return log!(self.call, Warn, Act, "{}: asked twice with one id", invocation.tool);
         }
-        let began = Instant::now();
         let bridge = self.call.bridge;
         let stage = lock(&self.call.state).stage.clone();
+        let errand = Errand {
+            call: Arc::clone(self.call),
+            agent: Arc::clone(self.agent),
+            invocation,
+            stage,
+            began: Instant::now(),
+        };
+        let (invocation, stage) = (&errand.invocation, &errand.stage);
         let offered = bridge
             .agent
             .stages
-            .get(&stage)
+            .get(stage)
             .is_some_and(|stage| stage.tools.contains(&invocation.tool));
         let Some(tool) = bridge.agent.tools.get(&invocation.tool).filter(|_| offered) else {
             log!(self.call, Warn, Act, "{} is not a tool of stage {stage}", invocation.tool);
-            count_tool(self.call, &invocation, "no such tool");
-            return tell_result(self.call, self.agent, &invocation, &ToolResult::NoSuchTool);
+            return errand.settle(&ToolResult::NoSuchTool, "no such tool");
         };
-        if let Some(what_is_missing) = missing(bridge, tool, &invocation) {
+        if let Some(what_is_missing) = missing(bridge, tool, invocation) {
             log!(self.call, Info, Act, "{}: {what_is_missing}", invocation.tool);
-            count_tool(self.call, &invocation, "incomplete");
-            return tell_result(
-                self.call,
-                self.agent,
-                &invocation,
-                &ToolResult::Say(what_is_missing),
-            );
+            return errand.settle(&ToolResult::Say(what_is_missing), "incomplete");
         }
         let result = match &tool.action {
-            ToolAction::Reply(text) => ToolResult::Say(self.fill(text, &invocation)),
+            ToolAction::Reply(text) => ToolResult::Say(self.fill(text, invocation)),
             ToolAction::EnterStage { stage, message } => {
-                self.enter_stage(stage, &self.fill(message, &invocation))
+                self.enter_stage(stage, &self.fill(message, invocation))
             }
             ToolAction::HangUp(_) => {
-                self.leaving = Some((HangUp::AgentHungUp, began));
+                self.leaving = Some((HangUp::AgentHungUp, errand.began));
                 ToolResult::HangUp
             }
             // The agent leaves; step 8 lets Twilio ring the person.
             ToolAction::Transfer(_) => {
-                self.leaving = Some((HangUp::Transferred, began));
+                self.leaving = Some((HangUp::Transferred, errand.began));
                 ToolResult::HangUp
             }
-            ToolAction::N8n { .. } => return self.ask_n8n_aside(tool, invocation),
+            ToolAction::N8n { .. } => return ask_n8n_aside(tool, errand),
             ToolAction::Ultravox { .. } => ToolResult::NoSuchTool,
         };
-        tell_result(self.call, self.agent, &invocation, &result);
-        note_tool(self.call, &invocation, began, "done");
+        errand.is_done(&result, "done");
     }
 
     fn fill(&self, text: &str, invocation: &Invocation) -> String {
@@ -3811,42 +4155,122 @@ impl<'a> Act<'a> {
         self.call.journal.note(&json!({"event": "stage", "stage": stage}));
         ToolResult::NewStage(body)
     }
+}
 
-    fn ask_n8n_aside(&self, tool: &'static Tool, invocation: Invocation) {
-        let running = self.call.tools_running.fetch_add(1, Ordering::SeqCst);
-        let (call, agent) = (Arc::clone(self.call), Arc::clone(self.agent));
-        let (again, spoken) =
-            (invocation.clone(), "too many things at once; ask again when these are done");
-        let started = if running < TOOLS_AT_ONCE_MAX {
-            spawn(format!("{} tool", shorten(&call.sid)), move || {
-                let began = Instant::now();
-                let (result, word) = n8n_tool(&call, tool, &invocation);
-                tell_result(&call, &agent, &invocation, &result);
-                call.tools_running.fetch_sub(1, Ordering::SeqCst);
-                note_tool(&call, &invocation, began, word);
-            })
-            .map(drop)
-        } else {
-            Err(io::Error::other(spoken))
-        };
-        if let Err(error) = started {
-            self.call.tools_running.fetch_sub(1, Ordering::SeqCst);
-            log!(self.call, Warn, Act, "{}: {error}", again.tool);
-            count_tool(self.call, &again, "refused");
-            tell_result(self.call, self.agent, &again, &ToolResult::Failed(error.to_string()));
-        }
+fn ask_n8n_aside(tool: &'static Tool, errand: Errand) {
+    let errand = Arc::new(errand);
+    let running = errand.call.tools_running.fetch_add(1, Ordering::SeqCst);
+    let aside = Arc::clone(&errand);
+    let started = if running < TOOLS_AT_ONCE_MAX {
+        spawn(format!("{} tool", shorten(&errand.call.sid)), move || {
+            aside.call.journal.note(&Value::Object(aside.event("tool_begins")));
+            let (result, outcome) = n8n_tool(&aside.call, tool, &aside.invocation);
+            aside.is_done(&result, outcome);
+            aside.call.tools_running.fetch_sub(1, Ordering::SeqCst);
+        })
+        .map(drop)
+    } else {
+        Err(io::Error::other("too many things at once; ask again when these are done"))
+    };
+    if let Err(error) = started {
+        errand.call.tools_running.fetch_sub(1, Ordering::SeqCst);
+        log!(errand.call, Warn, Act, "{}: {error}", errand.invocation.tool);
+        errand.settle(&ToolResult::Failed(error.to_string()), "refused");
     }
 }
 
-fn note_tool(call: &Call, invocation: &Invocation, began: Instant, word: &str) {
-    count_tool(call, invocation, word);
-    call.bridge.metrics.tool_time.of(&[&invocation.tool]).observe(began.elapsed());
-    let ms = began.elapsed().as_millis();
-    let (tool, outcome) = (&invocation.tool, word);
-    log!(call, Info, Act, "{tool}: {outcome} after {ms} ms"; tool, outcome, ms);
-    let ms = u64::try_from(ms).unwrap_or(u64::MAX);
-    let event = json!({"event": "tool", "tool": invocation.tool, "outcome": word, "ms": ms});
-    call.journal.note(&event);
+impl Errand {
+    /// Of a tool that has been at work.
+    fn is_done(&self, result: &ToolResult, outcome: &str) {
+        let took = &self.call.bridge.metrics.tool_time;
+        self.settle(result, outcome);
+        took.of(&[&self.invocation.tool]).observe(self.began.elapsed());
+    }
+
+    /// The result goes to the agent first, and then into the journal.
+    fn settle(&self, result: &ToolResult, outcome: &str) {
+        let (call, invocation) = (&self.call, &self.invocation);
+        tell_result(call, &self.agent, invocation, result);
+        let ms = millis(self.began.elapsed());
+        let tool = &invocation.tool;
+        log!(call, Info, Act, "{tool}: {outcome} after {ms} ms"; tool, outcome, ms);
+        count_tool(call, invocation, outcome);
+        let mut event = self.event("tool");
+        let result = call.bridge.config.hide_secrets(cut(result.text(), WIRE_CHARS_MAX));
+        event.extend([
+            ("result".to_owned(), json!(result)),
+            ("outcome".to_owned(), json!(outcome)),
+            ("ms".to_owned(), json!(ms)),
+        ]);
+        call.journal.note(&Value::Object(event));
+    }
+
+    fn event(&self, name: &str) -> Map<String, Value> {
+        let arguments = Value::Object(self.invocation.parameters.clone());
+        let text = arguments.to_string();
+        let arguments = if text.chars().count() > WIRE_CHARS_MAX {
+            json!(cut(&text, WIRE_CHARS_MAX))
+        } else {
+            arguments
+        };
+        Map::from_iter([
+            ("event".to_owned(), json!(name)),
+            ("id".to_owned(), json!(self.invocation.id)),
+            ("tool".to_owned(), json!(cut(&self.invocation.tool, TOOL_NAME_CHARS_MAX))),
+            ("stage".to_owned(), json!(self.stage)),
+            ("arguments".to_owned(), arguments),
+        ])
+    }
+}
+
+fn tell_result(call: &Call, agent: &Duplex, invocation: &Invocation, result: &ToolResult) {
+    let mut message = json!({"type": "client_tool_result", "invocationId": invocation.id});
+    let fields = match result {
+        ToolResult::Say(text) => json!({"result": text, "responseType": "tool-response"}),
+        ToolResult::NewStage(stage) => {
+            json!({"result": stage.to_string(), "responseType": "new-stage"})
+        }
+        ToolResult::HangUp => json!({"result": result.text(), "responseType": "hang-up"}),
+        ToolResult::NoSuchTool => {
+            let why = format!("there is no tool {} here", invocation.tool);
+            json!({"errorType": "undefined", "errorMessage": why})
+        }
+        ToolResult::Failed(why) => {
+            json!({"errorType": "implementation-error", "errorMessage": why})
+        }
+    };
+    if let (Value::Object(message), Value::Object(fields)) = (&mut message, fields) {
+        message.extend(fields);
+    }
+    let message = message.to_string();
+    if let Err(end) = agent.send(Message::text(message.clone())) {
+        log!(call, Warn, Act, "{}: the result did not reach the agent: {end}", invocation.tool);
+    }
+    call.show(Exhibit::Result, || result_for_the_eye(&message));
+}
+
+/// A stage that is entered is as long as one that a call begins with.
+fn result_for_the_eye(text: &str) -> String {
+    let mut message: Value = serde_json::from_str(text).unwrap_or_default();
+    if message["responseType"] == "new-stage"
+        && let Some(result) = message.pointer_mut("/result")
+    {
+        let stage = serde_json::from_str(result.as_str().unwrap_or_default());
+        *result = json!(in_short(stage.unwrap_or_default()).to_string());
+    }
+    message.to_string()
+}
+
+impl ToolResult {
+    /// What the model reads, for the journal.
+    fn text(&self) -> &str {
+        match self {
+            ToolResult::Say(text) | ToolResult::Failed(text) => text,
+            ToolResult::NewStage(stage) => stage["toolResultText"].as_str().unwrap_or_default(),
+            ToolResult::HangUp => "The call ends now.",
+            ToolResult::NoSuchTool => "There is no such tool here.",
+        }
+    }
 }
 
 /// A name that the model has made up is not a label: there is no end to such names.
@@ -3933,7 +4357,11 @@ fn n8n_tool(call: &Call, tool: &Tool, invocation: &Invocation) -> (ToolResult, &
     let key = format!("{}-{route}-{}", call.sid, fingerprint.get(..16).unwrap_or_default());
     let question =
         ToN8n { sid: &call.sid, number: &call.number, route, data: &data, key, ended_by: None };
-    let message = |reply: &N8nReply| understand_reply(reply, "message");
+    call.show(Exhibit::ToolQuestion, || question.for_the_eye());
+    let message = |reply: &N8nReply| {
+        call.show(Exhibit::ToolReply, || reply.for_the_eye());
+        understand_reply(reply, "message")
+    };
     match ask_n8n(call.bridge, &question, tool.within, message) {
         Ok(text) => {
             *answer = Some(text.clone());
@@ -4006,9 +4434,20 @@ fn stream_ended(bridge: &'static Bridge, form: &Form) -> Reply {
         bridge.metrics.refused("call_sid");
         return Reply::text(400, "CallSid is missing or malformed");
     }
+    let (status, dial_status) = (form.get("CallStatus"), form.get("DialCallStatus"));
+    Reply::twiml(what_comes_next(bridge, sid, status, dial_status).twiml(bridge))
+}
+
+/// `dial_status` is empty unless a person was rung for the caller.
+fn what_comes_next(
+    bridge: &'static Bridge,
+    sid: &str,
+    call_status: &str,
+    dial_status: &str,
+) -> Answer {
     bridge.calls.await_filed(sid);
-    let has_left = is_final(form.get("CallStatus"));
-    let twiml = match (form.get("DialCallStatus"), bridge.calls.find(sid)) {
+    let has_left = is_final(call_status);
+    match (dial_status, bridge.calls.find(sid)) {
         ("", Some(call)) if has_left => {
             call.hang_up(HangUp::CallerLeft);
             hang_up_for_good(bridge, sid)
@@ -4016,7 +4455,7 @@ fn stream_ended(bridge: &'static Bridge, form: &Form) -> Reply {
         ("", Some(call)) if !call.is_over() => another_stream(&call),
         ("", _) if has_left => hang_up_for_good(bridge, sid),
         ("", _) => match bridge.calls.how_it_ended(sid) {
-            Some(how) => what_comes_next(bridge, how),
+            Some(how) => after_the_agent(bridge, how),
             None => take_up(bridge, sid, LINE_BROKE),
         },
         ("completed" | "answered", _) => hang_up_for_good(bridge, sid),
@@ -4025,16 +4464,15 @@ fn stream_ended(bridge: &'static Bridge, form: &Form) -> Reply {
             log!(Sid { sid }, Info, Goodbye, "nobody answered the transfer ({status})");
             take_up(bridge, sid, NOBODY_ANSWERED)
         }
-    };
-    Reply::twiml(twiml)
+    }
 }
 
 /// The stream broke, the call did not: the agent is still there and waits.
-fn another_stream(call: &Arc<Call>) -> String {
+fn another_stream(call: &Arc<Call>) -> Answer {
     if lock(&call.state).streams >= STREAMS_MAX {
         log!(call, Error, Stream, "{STREAMS_MAX} streams were cut; giving up");
         call.hang_up(HangUp::CallerLost);
-        return twiml_cannot_serve(call.bridge, &call.bridge.agent.phrases.apology);
+        return cannot_serve(call.bridge, &call.bridge.agent.phrases.apology);
     }
     // Thread T may not have noticed yet.
     if let Some(cut) = lock(&call.state).caller.take() {
@@ -4042,14 +4480,17 @@ fn another_stream(call: &Arc<Call>) -> String {
     }
     call.bridge.metrics.resumes.of(&["stream"]).add();
     log!(call, Info, Stream, "Twilio asks for another stream");
-    twiml_connect_stream(&call.bridge.config.public_url, &call.new_token())
+    let answer = Answer::Stream { token: call.new_token() };
+    call.show(Exhibit::StreamEnded, || "POST /stream-ended".to_owned());
+    call.show(Exhibit::NextStream, || answer.for_the_eye(call.bridge));
+    answer
 }
 
-fn what_comes_next(bridge: &Bridge, how: HangUp) -> String {
+fn after_the_agent(bridge: &Bridge, how: HangUp) -> Answer {
     match (how, &bridge.config.fallback_number) {
-        (HangUp::Transferred, Some(number)) => twiml_transfer(bridge, number),
+        (HangUp::Transferred, Some(number)) => Answer::Transfer(number.clone()),
         (HangUp::AgentLost | HangUp::NoAgent | HangUp::NeverStreamed, _) => {
-            twiml_cannot_serve(bridge, &bridge.agent.phrases.apology)
+            cannot_serve(bridge, &bridge.agent.phrases.apology)
         }
         (
             HangUp::Transferred
@@ -4062,26 +4503,26 @@ fn what_comes_next(bridge: &Bridge, how: HangUp) -> String {
             | HangUp::ShuttingDown
             | HangUp::ProcessDied,
             _,
-        ) => twiml("<Hangup/>"),
+        ) => Answer::HangUp,
     }
 }
 
 /// A call that no thread of this process knows, but whose journal says that it is not over: a
 /// process has died with it, or a person did not answer. It goes on with a new agent, in the same
 /// stage, with all that was said.
-fn take_up(bridge: &'static Bridge, sid: &str, what_happened: &'static str) -> String {
+fn take_up(bridge: &'static Bridge, sid: &str, what_happened: &'static str) -> Answer {
     let apology = &bridge.agent.phrases.apology;
-    let found = journals(&bridge.config.data_dir).into_iter().rfind(|path| sid_of(path) == sid);
-    let read = found.and_then(|path| Filed::read(&path).ok().map(|filed| (path, filed)));
+    let read = journal_of(&bridge.config.data_dir, sid)
+        .and_then(|path| Filed::read(&path).ok().map(|filed| (path, filed)));
     let Some((path, filed)) = read.filter(|(_, filed)| filed.sid == sid) else {
         log!(Sid { sid }, Error, Goodbye, "asked about a call of which there is no journal");
-        return twiml_cannot_serve(bridge, apology);
+        return cannot_serve(bridge, apology);
     };
     if !filed.ended_by.is_empty() {
-        return twiml("<Hangup/>");
+        return Answer::HangUp;
     }
     if filed.transferred && what_happened == LINE_BROKE {
-        return what_comes_next(bridge, HangUp::Transferred);
+        return after_the_agent(bridge, HangUp::Transferred);
     }
     match bridge.calls.take_slot(sid, || Call::from_journal(bridge, path, filed)) {
         Slot::Yours(call, slot) => {
@@ -4094,14 +4535,14 @@ fn take_up(bridge: &'static Bridge, sid: &str, what_happened: &'static str) -> S
         Slot::Known(call) => call.await_answer(),
         Slot::None => {
             bridge.metrics.refused("busy");
-            twiml_cannot_serve(bridge, &bridge.agent.phrases.busy)
+            cannot_serve(bridge, &bridge.agent.phrases.busy)
         }
     }
 }
 
-fn hang_up_for_good(bridge: &Bridge, sid: &str) -> String {
+fn hang_up_for_good(bridge: &Bridge, sid: &str) -> Answer {
     bridge.outbox.file_now(sid);
-    twiml("<Hangup/>")
+    Answer::HangUp
 }
 
 /// The last word on a call, as Twilio spells it (one l in "canceled").
@@ -4127,9 +4568,9 @@ fn call_status(bridge: &'static Bridge, form: &Form) -> Reply {
         }
     }
     if is_final(status) {
-        hang_up_for_good(bridge, sid);
+        bridge.outbox.file_now(sid);
     }
-    Reply { status: 204, content_type: "text/plain", body: Vec::new() }
+    Reply::new(204, "text/plain", String::new())
 }
 
 /// A machine has picked up the call that we made: it gets the message, if there is one, and no
@@ -4263,9 +4704,19 @@ fn after(call: &Call) {
         journal: call.journal.path.clone(),
         unfinished: transferred,
         tries: 0,
-        due: Instant::now() + if transferred { TRANSFER_MAX } else { Duration::ZERO },
+        due: Instant::now()
+            + if transferred { transfer_max(call.direction) } else { Duration::ZERO },
         since: Instant::now(),
     });
+}
+
+/// The page's phone rings nobody. Whoever tries a transfer with it says within a minute what came
+/// of it, or has closed the page.
+fn transfer_max(direction: Direction) -> Duration {
+    match direction {
+        Direction::In | Direction::Out => TRANSFER_MAX,
+        Direction::Browser => TAKE_UP_WITHIN,
+    }
 }
 
 fn end_event(ended_by: HangUp) -> Value {
@@ -4322,8 +4773,13 @@ struct Line {
 impl Line {
     /// The journal's line for it. The last one for an agent, ordinal and speaker counts.
     fn event(&self) -> Value {
+        let mut event = self.as_json();
+        event["event"] = json!("said");
+        event
+    }
+
+    fn as_json(&self) -> Value {
         json!({
-            "event": "said",
             "agent": self.agent,
             "ordinal": self.ordinal,
             "speaker": format!("{:?}", self.speaker),
@@ -4380,6 +4836,11 @@ impl Transcript {
         line.finished.then_some(&*line)
     }
 
+    /// How many utterances it has.
+    fn count(&self) -> usize {
+        self.lines.iter().filter(|line| line.words().is_some()).count()
+    }
+
     fn in_order(&self) -> impl Iterator<Item = (Speaker, String)> {
         let mut lines: Vec<&Line> = self.lines.iter().collect();
         lines.sort_by_key(|line| (line.agent, line.ordinal));
@@ -4410,7 +4871,30 @@ fn note_transcript(call: &Call, heard: &Heard) {
 }
 
 /// A call's file: `DATA_DIR/calls/<start time>-<CallSid>.jsonl`, one line an event, written as it
-/// happens. The transcript's home until n8n has it, and all that a restarted process knows.
+/// happens. The transcript's home until n8n has it, all that a restarted process knows, and what
+/// the live page shows.
+///
+/// Each line is a JSON object with `at`, the time, and `event`:
+///
+/// | event | step | with it comes |
+/// |---|---|---|
+/// | `ring` | 1 | `callSid`, `number`, `direction` (`in`, `out`, `browser`) |
+/// | `greeting` | 2 | `from` (`n8n`, `default`, `order`), `ms`, `why` when not n8n's |
+/// | `agent` | 3 | `callId` (Ultravox's), `agent`: which one of this call, from 1 |
+/// | `answer` | 4 | `what` (`stream`, `apology`, `transfer`), `ms` since the ring |
+/// | `stream` | 5 | `streamSid`; once more for each further stream |
+/// | `first_word` | 6 | `ms` from the stream's start to the agent's first sound |
+/// | `said` | 6 | `agent`, `ordinal`, `speaker`, `text`; of the same three the last one counts |
+/// | `tool_begins` | 7 | as for `tool`, of a tool that takes its time |
+/// | `tool` | 7 | `id`, `tool`, `stage`, `arguments`, `result`, `outcome`, `ms` |
+/// | `stage` | 7 | `stage`, which has been entered |
+/// | `status` | - | `status`, `answeredBy`: what Twilio reports |
+/// | `goodbye` | 8 | `endedBy` (a [`HangUp`]), `ms` since the ring |
+/// | `transfer` | 8 | the caller is being put through to a person |
+/// | `end` | 9 | `endedBy`, which is final |
+/// | `undelivered` | 9 | `why`: n8n did not take the transcript |
+/// | `delivered` | 9 | n8n has it, or there was nothing to deliver |
+/// | `wire` | any | `step`, `way` (`in`, `out`), `with`, `text`: the first message of a kind |
 struct Journal {
     path: PathBuf,
     file: Mutex<Option<File>>,
@@ -4421,7 +4905,7 @@ static DISK_FAILED: AtomicBool = AtomicBool::new(false);
 
 impl Journal {
     fn path(data_dir: &Path, sid: &str) -> PathBuf {
-        let start = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ");
+        let start = Timestamp::now().strftime("%Y%m%dT%H%M%SZ");
         data_dir.join("calls").join(format!("{start}-{sid}.jsonl"))
     }
 
@@ -4457,10 +4941,12 @@ impl Journal {
 }
 
 fn open_to_append(path: &Path) -> io::Result<File> {
+    // What was said is nobody's business but the owner's.
     if let Some(directory) = path.parent() {
-        fs::create_dir_all(directory)?;
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
     }
-    let mut file = OpenOptions::new().create(true).append(true).read(true).open(path)?;
+    let mut file =
+        OpenOptions::new().create(true).append(true).read(true).mode(0o600).open(path)?;
     // A process that died in the middle of a line must not spoil ours.
     let mut last = [b'\n'];
     if file.seek(SeekFrom::End(-1)).is_ok() {
@@ -4475,11 +4961,25 @@ fn open_to_append(path: &Path) -> io::Result<File> {
 /// One `write` for the whole line, so that a death in between leaves half a line at the end and
 /// nothing else.
 fn append(file: &mut File, event: &Value) -> io::Result<()> {
-    let mut line = json!({"at": jiff::Timestamp::now().to_string()});
+    let mut line = json!({"at": by_the_calendar(Timestamp::now())});
     if let (Value::Object(line), Value::Object(event)) = (&mut line, event) {
         line.extend(event.clone());
     }
     file.write_all(format!("{line}\n").as_bytes())
+}
+
+/// A message with one of its fields made unreadable.
+fn hidden(text: &str, field: &str) -> String {
+    let mut message: Value = serde_json::from_str(text).unwrap_or_default();
+    if let Some(value) = message.pointer_mut(field) {
+        *value = json!("***");
+    }
+    message.to_string()
+}
+
+/// RFC 3339, to the millisecond.
+fn by_the_calendar(at: Timestamp) -> String {
+    at.strftime("%Y-%m-%dT%H:%M:%S%.3fZ").to_string()
 }
 
 /// A journal, read back.
@@ -4487,6 +4987,9 @@ fn append(file: &mut File, event: &Value) -> io::Result<()> {
 struct Filed {
     sid: String,
     number: String,
+    direction: Direction,
+    began: Option<Timestamp>,
+    ended: Option<Timestamp>,
     stage: String,
     agent_id: String,
     agents: u64,
@@ -4508,14 +5011,20 @@ impl Filed {
     fn read(path: &Path) -> io::Result<Filed> {
         let text = String::from_utf8_lossy(&fs::read(path)?).into_owned();
         let mut filed = Filed::default();
-        let mut first = None;
-        for event in text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()) {
+        // A journal's bulk, and nothing that anybody has to know again. In a text of another
+        // event these quotes would have backslashes before them.
+        let lines = text.lines().filter(|line| !line.contains("\"event\":\"wire\""));
+        for event in lines.filter_map(|line| serde_json::from_str::<Value>(line).ok()) {
+            let what = event["event"].as_str().unwrap_or_default();
             // A try to deliver is nothing that happened in the call, and makes it no younger.
             if let Some(at) = event["at"].as_str().and_then(|at| at.parse().ok())
-                && event["event"] != "undelivered"
+                && what != "undelivered"
             {
                 filed.quiet_for = since(at);
-                filed.age = since(*first.get_or_insert(at));
+                filed.age = since(*filed.began.get_or_insert(at));
+                if what != "delivered" {
+                    filed.ended = Some(at);
+                }
             }
             filed.apply(&event);
         }
@@ -4526,7 +5035,10 @@ impl Filed {
         let text = |key: &str| event[key].as_str().unwrap_or_default().to_owned();
         let number = |key: &str| event[key].as_u64().unwrap_or_default();
         match event["event"].as_str().unwrap_or_default() {
-            "ring" => (self.sid, self.number) = (text("callSid"), text("number")),
+            "ring" => {
+                (self.sid, self.number) = (text("callSid"), text("number"));
+                self.direction = Direction::deserialize(&event["direction"]).unwrap_or_default();
+            }
             "agent" => {
                 (self.agent_id, self.agents) = (text("callId"), number("agent"));
                 self.transferred = false;
@@ -4556,8 +5068,12 @@ impl Filed {
     }
 }
 
-fn since(at: jiff::Timestamp) -> Duration {
-    jiff::Timestamp::now().duration_since(at).try_into().unwrap_or_default()
+fn since(at: Timestamp) -> Duration {
+    Timestamp::now().duration_since(at).try_into().unwrap_or_default()
+}
+
+fn journal_of(data_dir: &Path, sid: &str) -> Option<PathBuf> {
+    journals(data_dir).into_iter().rfind(|path| sid_of(path) == sid)
 }
 
 /// All journals, the oldest first: their names begin with the time.
@@ -4672,6 +5188,13 @@ impl Outbox {
         }
     }
 
+    /// Transcripts that n8n does not have yet.
+    fn waiting(&self) -> usize {
+        let parcels = lock(&self.parcels);
+        let finished = parcels.waiting.iter().filter(|parcel| !parcel.unfinished).count();
+        finished + parcels.on_the_way.len()
+    }
+
     fn done(&self, since: Instant, again: Option<Parcel>) {
         let mut parcels = lock(&self.parcels);
         if let Some(at) = parcels.on_the_way.iter().position(|other| *other == since) {
@@ -4729,8 +5252,12 @@ fn start_outbox(bridge: &'static Bridge) -> io::Result<()> {
 fn tidy_journals(bridge: &Bridge, mut waits: impl FnMut(Filed, PathBuf)) {
     let mut too_old = 0;
     for path in journals(&bridge.config.data_dir) {
+        if let Some(at) = delivered_at(&path) {
+            remove_if_old(bridge, &path, since(at));
+            continue;
+        }
         match Filed::read(&path) {
-            Ok(filed) if filed.delivered => remove_if_old(bridge, &path, &filed),
+            Ok(filed) if filed.delivered => remove_if_old(bridge, &path, filed.quiet_for),
             Ok(filed) if filed.quiet_for > DELIVER_FOR => too_old += 1,
             Ok(filed) => waits(filed, path),
             Err(error) => log!(Warn, "{}: cannot be read: {error}", path.display()),
@@ -4745,7 +5272,8 @@ fn tidy_journals(bridge: &Bridge, mut waits: impl FnMut(Filed, PathBuf)) {
 fn left_behind(filed: Filed, journal: PathBuf) -> Parcel {
     let (ended_by, wait) = match (filed.ended_by.as_str(), filed.transferred) {
         ("", true) => {
-            (format!("{:?}", HangUp::Transferred), TRANSFER_MAX.saturating_sub(filed.quiet_for))
+            let most = transfer_max(filed.direction);
+            (format!("{:?}", HangUp::Transferred), most.saturating_sub(filed.quiet_for))
         }
         ("", false) => {
             (format!("{:?}", HangUp::ProcessDied), TAKE_UP_WITHIN.saturating_sub(filed.quiet_for))
@@ -4767,8 +5295,24 @@ fn left_behind(filed: Filed, journal: PathBuf) -> Parcel {
     }
 }
 
-fn remove_if_old(bridge: &Bridge, path: &Path, filed: &Filed) {
-    if filed.quiet_for > bridge.config.keep
+/// Of nearly all journals the last line is all that has to be read again.
+fn delivered_at(path: &Path) -> Option<Timestamp> {
+    const LINE_BYTES_MAX: u64 = 256;
+    let mut file = File::open(path).ok()?;
+    let length = file.metadata().ok()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(LINE_BYTES_MAX))).ok()?;
+    let mut end = Vec::new();
+    file.take(LINE_BYTES_MAX).read_to_end(&mut end).ok()?;
+    let line = end.strip_suffix(b"\n")?.rsplit(|&byte| byte == b'\n').next()?;
+    let event: Value = serde_json::from_slice(line).ok()?;
+    if event["event"] != "delivered" {
+        return None;
+    }
+    event["at"].as_str()?.parse().ok()
+}
+
+fn remove_if_old(bridge: &Bridge, path: &Path, quiet_for: Duration) {
+    if quiet_for > bridge.config.keep
         && let Err(error) = fs::remove_file(path)
     {
         log!(Warn, "{}: cannot be removed: {error}", path.display());
@@ -4802,7 +5346,7 @@ fn deliver(bridge: &Bridge, mut parcel: Parcel) -> Option<Parcel> {
     match offer(bridge, &parcel) {
         Ok(()) => {
             parcel.note(&json!({"event": "delivered"}));
-            let lines = parcel.transcript.text().lines().count();
+            let lines = parcel.transcript.count();
             log!(parcel, Info, After, "n8n has the transcript of {lines} lines"; lines);
             None
         }
@@ -4819,8 +5363,12 @@ fn offer(bridge: &Bridge, parcel: &Parcel) -> Result<(), Failure> {
         key: format!("{}-2", parcel.sid),
         ended_by: Some(&parcel.ended_by),
     };
+    parcel.show(bridge, Exhibit::Filing, &question.for_the_eye());
     // Every 2xx will do.
-    let taken = |reply: &N8nReply| n8n_refusal(reply).map_or(Ok(()), Err);
+    let taken = |reply: &N8nReply| {
+        parcel.show(bridge, Exhibit::Taken, &reply.for_the_eye());
+        n8n_refusal(reply).map_or(Ok(()), Err)
+    };
     ask_n8n(bridge, &question, DELIVER_WITHIN, taken)
 }
 
@@ -4849,6 +5397,13 @@ fn keep(mut parcel: Parcel, failure: &Failure) -> Option<Parcel> {
 }
 
 impl Parcel {
+    /// Of many tries the first one.
+    fn show(&self, bridge: &Bridge, exhibit: Exhibit, text: &str) {
+        if self.tries == 0 {
+            self.note(&exhibit.event(&bridge.config, text));
+        }
+    }
+
     /// A journal that was deleted under our feet, or could not be written, is completed with all
     /// that is known.
     fn note(&self, event: &Value) {
@@ -4875,7 +5430,7 @@ fn outbox_command(retry: bool) -> Result<(), Stop> {
             complain(&format!("{}: cannot be read", path.display()));
             continue;
         };
-        let lines = filed.transcript.in_order().count();
+        let lines = filed.transcript.count();
         // No call and no transfer lasts longer: without an end, its process has died.
         let goes_on = filed.ended_by.is_empty() && filed.quiet_for <= TRANSFER_MAX;
         if filed.delivered || goes_on || lines == 0 {
@@ -4907,6 +5462,510 @@ fn outbox_command(retry: bool) -> Result<(), Stop> {
         (true, 1..) => Err(Stop::Failed("callbridge: n8n has not taken them all".into())),
         _ => Ok(()),
     }
+}
+
+// --- 9c. What the owner sees ---------------------------------------------------------
+//
+// The live page (`src/page.html`), and the JSON behind it. The journals are the one source, so
+// that it does not matter to the page whether a call goes on, is over, or was taken up by another
+// process. Memory adds what is not worth a line on disk: words that are not final yet, and who is
+// speaking. The page is a phone as well: it plays Twilio's part, and the call takes the same way
+// as every other.
+
+const PAGE: &str = include_str!("page.html");
+
+/// `GET /`. The policy allows what is in the page and this server, and nothing else: no address of
+/// anybody else's, no script or style that was not in it when it was compiled in. The sound
+/// worklet of its phone is made by the page itself (`blob:`).
+fn page(_: &'static Bridge, request: &tiny_http::Request) -> Reply {
+    static HASHES: LazyLock<[String; 2]> =
+        LazyLock::new(|| ["script", "style"].map(|element| hashes(PAGE, element)));
+    let [scripts, styles] = &*HASHES;
+    // Not every browser counts `ws:` and `wss:` among 'self'.
+    let host = header(request, "Host");
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b".-:[]".contains(&byte);
+    let sockets = if !host.is_empty() && host.bytes().all(is_plain) {
+        format!(" ws://{host} wss://{host}")
+    } else {
+        String::new()
+    };
+    let policy = format!(
+        "default-src 'none'; script-src {scripts} blob:; worker-src blob:; style-src {styles}; \
+         img-src data:; connect-src 'self'{sockets}; base-uri 'none'; form-action 'none'; \
+         frame-ancestors 'none'"
+    );
+    Reply::new(200, "text/html; charset=utf-8", PAGE.to_owned()).with([
+        ("Content-Security-Policy", policy),
+        ("X-Frame-Options", "DENY".to_owned()),
+        ("Permissions-Policy", "microphone=(self)".to_owned()),
+    ])
+}
+
+/// `'sha256-…'` for each element of that kind, as a Content-Security-Policy wants it.
+fn hashes(page: &str, element: &str) -> String {
+    let (open, close) = (format!("<{element}>"), format!("</{element}>"));
+    let contents = page.split(&open).skip(1).filter_map(|rest| rest.split(&close).next());
+    let hash = |content: &str| BASE64.encode(digest::digest(&digest::SHA256, content.as_bytes()));
+    let hashes: Vec<String> =
+        contents.map(|content| format!("'sha256-{}'", hash(content))).collect();
+    hashes.join(" ")
+}
+
+/// A call in a word or two: in the list, and above its story.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Summary {
+    sid: String,
+    number: String,
+    direction: Direction,
+    began: Option<String>,
+    ended: Option<String>,
+    seconds: f64,
+    stage: String,
+    ended_by: Option<String>,
+    live: bool,
+    speaking: Option<&'static str>,
+    /// Utterances.
+    lines: usize,
+    /// None: there is no n8n to deliver to.
+    delivered: Option<bool>,
+    transferred: bool,
+}
+
+impl Call {
+    /// One word on who is heard. The caller hears the agent for as long as Twilio plays it.
+    fn speaking(&self) -> Option<&'static str> {
+        let caller = self.caller()?;
+        if *lock(&caller.plays_until) > Instant::now() {
+            return Some("agent");
+        }
+        let loud_at = Duration::from_millis(self.loud_at_ms.load(Ordering::Relaxed));
+        let speaks = !loud_at.is_zero() && self.rang.elapsed() < loud_at + SPEAKS_ON;
+        speaks.then_some("user")
+    }
+}
+
+/// `GET /calls?before=<cursor>&limit=<number>`: the calls in progress, and the past ones, newest
+/// first. A cursor is a journal's name without its ending.
+fn call_list(bridge: &'static Bridge, request: &tiny_http::Request) -> Reply {
+    let query = query_of(request);
+    let before = query.get("before");
+    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+    if before.len() > 100 || !before.bytes().all(is_name) {
+        return Reply::error(400, "before must be what an answer of /calls had as next");
+    }
+    let limit = match query.get("limit") {
+        "" => CALLS_A_PAGE,
+        limit => limit.parse().unwrap_or_default(),
+    };
+    if !(1..=CALLS_A_PAGE_MAX).contains(&limit) {
+        let error = format!("limit must be a whole number from 1 to {CALLS_A_PAGE_MAX}");
+        return Reply::error(400, &error);
+    }
+    let mut live = bridge.calls.all();
+    live.sort_by_key(|call| std::cmp::Reverse(call.began));
+    let (past, next) = past_calls(bridge, &live, before, limit);
+    let mut answer = json!({
+        "now": by_the_calendar(Timestamp::now()),
+        "started": by_the_calendar(bridge.began),
+        "version": env!("CARGO_PKG_VERSION"),
+        "publicUrl": bridge.config.public_url,
+        "maxCalls": bridge.config.max_calls,
+        "draining": bridge.draining.load(Ordering::SeqCst),
+        "outbox": {"waiting": bridge.outbox.waiting()},
+        "agent": agent_in_short(&bridge.agent),
+        "past": past,
+        "next": next,
+    });
+    if before.is_empty() {
+        answer["live"] = live.iter().map(|call| json!(Summary::of_live(call))).collect();
+    }
+    Reply::json(200, &answer)
+}
+
+fn query_of(request: &tiny_http::Request) -> Form {
+    let query = request.url().split_once('?').map(|(_, query)| query).unwrap_or_default();
+    Form::parse(query.as_bytes())
+}
+
+/// Only the journals of this page are read, however many there are.
+fn past_calls(
+    bridge: &Bridge,
+    live: &[Arc<Call>],
+    before: &str,
+    limit: usize,
+) -> (Vec<Summary>, Option<String>) {
+    let mut paths = journals(&bridge.config.data_dir);
+    let stem = |path: &Path| path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
+    paths.retain(|path| {
+        let is_live = live.iter().any(|call| call.sid == sid_of(path));
+        let is_older = before.is_empty() || stem(path).is_some_and(|stem| stem.as_str() < before);
+        is_older && !is_live
+    });
+    let first = paths.len().saturating_sub(limit);
+    let past = paths[first..].iter().rev().map(|path| Summary::of_past(bridge, path)).collect();
+    let next = paths.get(first).filter(|_| first > 0).and_then(|path| stem(path));
+    (past, next)
+}
+
+impl Summary {
+    fn of_live(call: &Call) -> Summary {
+        let (stage, how) = {
+            let state = lock(&call.state);
+            (state.stage.clone(), state.hang_up)
+        };
+        Summary {
+            sid: call.sid.clone(),
+            number: call.number.clone(),
+            direction: call.direction,
+            began: Some(by_the_calendar(call.began)),
+            ended: None,
+            seconds: in_seconds(call.rang.elapsed()),
+            stage,
+            ended_by: how.map(|how| format!("{how:?}")),
+            live: true,
+            speaking: call.speaking(),
+            lines: lock(&call.transcript).count(),
+            delivered: call.bridge.config.n8n_webhook_url.as_ref().map(|_| false),
+            transferred: how == Some(HangUp::Transferred),
+        }
+    }
+
+    /// Also of a journal that cannot be read: its name tells that there was a call.
+    fn of_past(bridge: &Bridge, path: &Path) -> Summary {
+        let filed = Filed::read(path).unwrap_or_default();
+        let first = &bridge.agent.first_stage;
+        Summary {
+            sid: sid_of(path).to_owned(),
+            number: filed.number,
+            direction: filed.direction,
+            began: filed.began.map(by_the_calendar),
+            ended: filed.ended.map(by_the_calendar),
+            seconds: filed.began.zip(filed.ended).map_or(0.0, |(began, ended)| {
+                in_seconds(ended.duration_since(began).try_into().unwrap_or_default())
+            }),
+            stage: if filed.stage.is_empty() { first.clone() } else { filed.stage },
+            ended_by: Some(filed.ended_by).filter(|ended_by| !ended_by.is_empty()),
+            live: false,
+            speaking: None,
+            lines: filed.transcript.count(),
+            delivered: bridge.config.n8n_webhook_url.as_ref().map(|_| filed.delivered),
+            transferred: filed.transferred,
+        }
+    }
+}
+
+/// What the page draws the flow chart from.
+fn agent_in_short(agent: &Agent) -> Value {
+    let stages = agent.stages.iter().map(|(name, stage)| {
+        json!({
+            "name": name,
+            "agentName": stage.agent_name.as_ref().unwrap_or(&agent.name),
+            "voice": stage.voice,
+            "tools": stage.tools,
+        })
+    });
+    let tools = agent.tools.iter().map(|(name, tool)| {
+        let (kind, stage) = match &tool.action {
+            ToolAction::EnterStage { stage, .. } => ("enter_stage", Some(stage)),
+            ToolAction::N8n { .. } => ("n8n", None),
+            ToolAction::Reply(_) => ("reply", None),
+            ToolAction::HangUp(_) => ("hang_up", None),
+            ToolAction::Transfer(_) => ("transfer", None),
+            ToolAction::Ultravox { .. } => ("ultravox", None),
+        };
+        let tool = json!({"kind": kind, "stage": stage, "description": tool.description});
+        (name.clone(), tool)
+    });
+    json!({
+        "name": agent.name,
+        "company": agent.company,
+        "firstStage": agent.first_stage,
+        "stages": stages.collect::<Vec<_>>(),
+        "tools": tools.collect::<Map<_, _>>(),
+    })
+}
+
+/// `GET /calls/{sid}?from=<byte>`: a call's journal from there on, and what only memory knows.
+fn call_story(bridge: &'static Bridge, request: &tiny_http::Request) -> Reply {
+    let sid = path_of(request).trim_start_matches("/calls/");
+    let from = match query_of(request).get("from") {
+        "" => Ok(0),
+        from => from.parse(),
+    };
+    let Ok(from) = from else {
+        return Reply::error(400, "from must be what an answer of /calls/{sid} had as next");
+    };
+    let call = bridge.calls.find(sid);
+    let path = match &call {
+        Some(call) => Some(call.journal.path.clone()),
+        None if is_sid(sid) => journal_of(&bridge.config.data_dir, sid),
+        None => None,
+    };
+    let Some(path) = path else {
+        return Reply::error(404, "there is no journal of such a call");
+    };
+    let live = call.as_deref();
+    let (chapter, trouble) = match Chapter::read(&path, from) {
+        Ok(chapter) => (chapter, None),
+        Err(error) if live.is_some() => {
+            (Chapter::default(), Some(format!("the journal cannot be read: {error}")))
+        }
+        Err(error) => {
+            return Reply::error(500, &format!("the journal cannot be read: {error}"));
+        }
+    };
+    let summary = live.map_or_else(|| Summary::of_past(bridge, &path), Summary::of_live);
+    // Without a journal, memory is all there is.
+    let all = trouble.is_some();
+    Reply::json(
+        200,
+        &json!({
+            "from": chapter.from,
+            "next": chapter.next,
+            "more": chapter.more,
+            "events": chapter.events,
+            "partial": live.map(|call| call.words_in_memory(all)).unwrap_or_default(),
+            "speaking": summary.speaking,
+            "live": summary.live,
+            "trouble": trouble,
+            "summary": summary,
+        }),
+    )
+}
+
+/// A piece of a journal: whole lines only.
+#[derive(Default)]
+struct Chapter {
+    from: u64,
+    next: u64,
+    more: bool,
+    events: Vec<Value>,
+}
+
+impl Chapter {
+    /// An offset that is not the beginning of a line here belongs to another file, such as one
+    /// that was deleted since: the story then begins anew.
+    fn read(path: &Path, from: u64) -> io::Result<Chapter> {
+        let file = File::open(path)?;
+        let length = file.metadata()?.len();
+        let mut file = BufReader::new(file);
+        let mut before = [b'\n'];
+        if from > 0 && from <= length {
+            file.seek(SeekFrom::Start(from - 1))?;
+            file.read_exact(&mut before)?;
+        }
+        let from = if from > length || before != *b"\n" { 0 } else { from };
+        file.seek(SeekFrom::Start(from))?;
+        let mut chapter = Chapter { from, next: from, ..Chapter::default() };
+        let mut line = Vec::new();
+        while chapter.next - from < STORY_BYTES_MAX {
+            line.clear();
+            let count = file.read_until(b'\n', &mut line)?;
+            if line.last() != Some(&b'\n') {
+                // The rest of it is still being written.
+                return Ok(chapter);
+            }
+            chapter.next += count as u64;
+            chapter.events.extend(serde_json::from_slice::<Value>(&line).ok());
+        }
+        chapter.more = chapter.next < length;
+        Ok(chapter)
+    }
+}
+
+impl Call {
+    /// What was said and is not in the journal yet, or, if there is none, all of it.
+    fn words_in_memory(&self, all: bool) -> Vec<Value> {
+        let transcript = lock(&self.transcript);
+        let lines = transcript.lines.iter().filter(|line| all || !line.finished);
+        lines.map(Line::as_json).collect()
+    }
+}
+
+/// The number of whoever calls through the page. No number of a telephone's looks like it.
+const BROWSER: &str = "browser";
+
+/// `POST /browser-call`: the page's phone has been picked up. Behind this it does what Twilio
+/// would: opens the media stream with the token, and talks.
+fn browser_call(bridge: &'static Bridge, _url: &str, _order: &Value) -> Reply {
+    let sid = format!("CA{}", random_hex());
+    let incoming = IncomingCall {
+        sid: &sid,
+        number: BROWSER,
+        direction: Direction::Browser,
+        first_message: String::new(),
+        wire: "POST /browser-call\nAuthorization: ***\n\n{}".into(),
+    };
+    let answer = take_call(bridge, &incoming);
+    let Answer::Stream { .. } = &answer else {
+        let error = json!({"error": answer.sentence(bridge), "twiml": answer.twiml(bridge)});
+        return Reply::json(503, &error);
+    };
+    Reply::json(
+        200,
+        &json!({
+            "callSid": sid,
+            "streamPath": "/media-stream",
+            "streamUrl": stream_url(&bridge.config.public_url),
+            "parameters": answer.parameters(),
+            "twiml": answer.twiml(bridge),
+        }),
+    )
+}
+
+impl Answer {
+    /// What the caller would be told.
+    fn sentence(&self, bridge: &Bridge) -> String {
+        match self {
+            Answer::Sentence(sentence) => sentence.clone(),
+            Answer::Person(_) => bridge.agent.phrases.putting_through.clone(),
+            Answer::Stream { .. } | Answer::Transfer(_) | Answer::HangUp => String::new(),
+        }
+    }
+
+    /// What the `<Parameter>`s of a stream hold.
+    fn parameters(&self) -> Value {
+        match self {
+            Answer::Stream { token } => json!({"token": token}),
+            Answer::Person(_) | Answer::Transfer(_) | Answer::Sentence(_) | Answer::HangUp => {
+                Value::Null
+            }
+        }
+    }
+}
+
+/// The call in `/browser-call/{sid}/stream-ended`.
+fn browser_stream(path: &str) -> Option<&str> {
+    path.strip_prefix("/browser-call/")?.strip_suffix("/stream-ended").filter(|sid| is_sid(sid))
+}
+
+/// `POST /browser-call/{sid}/stream-ended`: what Twilio asks at `/stream-ended`, asked by the page.
+/// `callStatus` and `dialCallStatus` in the body mean what they mean in Twilio's form: the page
+/// rings nobody, but it can tell that nobody has answered.
+fn browser_stream_ended(bridge: &'static Bridge, url: &str, order: &Value) -> Reply {
+    let sid = browser_stream(url.split('?').next().unwrap_or_default()).unwrap_or_default();
+    // With the number of a call of Twilio's, this would cut it.
+    let direction = match bridge.calls.find(sid) {
+        Some(call) => Some(call.direction),
+        None => journal_of(&bridge.config.data_dir, sid)
+            .and_then(|path| Filed::read(&path).ok())
+            .map(|filed| filed.direction),
+    };
+    if direction != Some(Direction::Browser) {
+        return Reply::error(404, "this is no call of the page's phone");
+    }
+    let status = order["callStatus"].as_str().unwrap_or_default();
+    let dial_status = order["dialCallStatus"].as_str().unwrap_or_default();
+    let answer = what_comes_next(bridge, sid, status, dial_status);
+    let (twiml, parameters) = (answer.twiml(bridge), answer.parameters());
+    Reply::json(200, &json!({"twiml": twiml, "parameters": parameters}))
+}
+
+/// The kinds of messages of which a journal gets the first one, so that the page can show what
+/// goes over the wire. Sound goes on its way first, and is shown then.
+#[derive(Clone, Copy)]
+enum Exhibit {
+    Ring,
+    Lookup,
+    LookedUp,
+    Create,
+    Created,
+    Answer,
+    Start,
+    CallerFrame,
+    CallerPcm,
+    AgentPcm,
+    AgentFrame,
+    State,
+    Transcript,
+    ClearBuffer,
+    Clear,
+    Key,
+    Keys,
+    Invocation,
+    ToolQuestion,
+    ToolReply,
+    Result,
+    Mark,
+    MarkBack,
+    Stop,
+    StreamEnded,
+    NextStream,
+    Filing,
+    Taken,
+}
+
+impl Exhibit {
+    fn event(self, config: &Config, text: &str) -> Value {
+        let (step, way, party) = self.about();
+        let text = cut(&config.hide_secrets(text.to_owned()), WIRE_CHARS_MAX);
+        json!({
+            "event": "wire",
+            "step": step as u8,
+            "way": way,
+            "with": party.name(),
+            "text": text,
+        })
+    }
+
+    /// Step, direction, and who is at the other end.
+    fn about(self) -> (Step, &'static str, Party) {
+        match self {
+            Exhibit::Ring => (Step::Ring, "in", Party::Twilio),
+            Exhibit::Lookup => (Step::Greeting, "out", Party::N8n),
+            Exhibit::LookedUp => (Step::Greeting, "in", Party::N8n),
+            Exhibit::Create => (Step::Agent, "out", Party::Ultravox),
+            Exhibit::Created => (Step::Agent, "in", Party::Ultravox),
+            Exhibit::Answer => (Step::Answer, "out", Party::Twilio),
+            Exhibit::Start => (Step::Stream, "in", Party::Twilio),
+            Exhibit::CallerFrame | Exhibit::Key => (Step::Talk, "in", Party::Twilio),
+            Exhibit::AgentFrame | Exhibit::Clear => (Step::Talk, "out", Party::Twilio),
+            Exhibit::CallerPcm | Exhibit::Keys => (Step::Talk, "out", Party::Ultravox),
+            Exhibit::AgentPcm | Exhibit::State | Exhibit::Transcript | Exhibit::ClearBuffer => {
+                (Step::Talk, "in", Party::Ultravox)
+            }
+            Exhibit::Invocation => (Step::Act, "in", Party::Ultravox),
+            Exhibit::ToolQuestion => (Step::Act, "out", Party::N8n),
+            Exhibit::ToolReply => (Step::Act, "in", Party::N8n),
+            Exhibit::Result => (Step::Act, "out", Party::Ultravox),
+            Exhibit::Mark | Exhibit::NextStream => (Step::Goodbye, "out", Party::Twilio),
+            Exhibit::MarkBack | Exhibit::Stop | Exhibit::StreamEnded => {
+                (Step::Goodbye, "in", Party::Twilio)
+            }
+            Exhibit::Filing => (Step::After, "out", Party::N8n),
+            Exhibit::Taken => (Step::After, "in", Party::N8n),
+        }
+    }
+}
+
+impl Call {
+    fn has_shown(&self, exhibit: Exhibit) -> bool {
+        self.shown.load(Ordering::Relaxed) & (1 << exhibit as u8) != 0
+    }
+
+    /// For every message but the first of its kind this is one look at a number.
+    fn show(&self, exhibit: Exhibit, text: impl FnOnce() -> String) {
+        let bit = 1 << exhibit as u8;
+        if self.has_shown(exhibit) || self.shown.fetch_or(bit, Ordering::Relaxed) & bit != 0 {
+            return;
+        }
+        self.journal.note(&exhibit.event(&self.bridge.config, &text()));
+    }
+
+    /// Remembers when the caller was last loud: a tenth of the frame above -30 dB.
+    fn hears(&self, mulaw: &[u8]) {
+        const LOUD: u8 = 0x4F;
+        let loud = mulaw.iter().filter(|&&code| code & 0x7F < LOUD).count();
+        if loud * 10 > mulaw.len() {
+            self.loud_at_ms.store(millis(self.rang.elapsed()), Ordering::Relaxed);
+        }
+    }
+}
+
+fn in_seconds(duration: Duration) -> f64 {
+    // To the tenth: nobody reads more.
+    (duration.as_secs_f64() * 10.0).round() / 10.0
 }
 
 // ============================================================================
@@ -5804,6 +6863,16 @@ enum Party {
     N8n,
 }
 
+impl Party {
+    fn name(self) -> &'static str {
+        match self {
+            Party::Twilio => "Twilio",
+            Party::Ultravox => "Ultravox",
+            Party::N8n => "n8n",
+        }
+    }
+}
+
 /// Who failed, at what, why, and what to do about it, in one line.
 #[derive(Debug)]
 struct Failure {
@@ -5844,12 +6913,7 @@ impl Failure {
 
 impl Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let party = match self.party {
-            Party::Twilio => "Twilio",
-            Party::Ultravox => "Ultravox",
-            Party::N8n => "n8n",
-        };
-        write!(f, "{party}: {}", self.what)?;
+        write!(f, "{}: {}", self.party.name(), self.what)?;
         if let Some(source) = &self.source {
             write!(f, ": {source}")?;
         }
@@ -6094,7 +7158,7 @@ struct Metrics {
 }
 
 /// Why connections, requests and calls are turned away.
-const REFUSALS: [&str; 21] = [
+const REFUSALS: [&str; 22] = [
     "too_many_connections",
     "idle_connection",
     "slow_head",
@@ -6107,6 +7171,7 @@ const REFUSALS: [&str; 21] = [
     "signature",
     "call_sid",
     "api_token",
+    "other_site",
     "not_json",
     "not_allowed",
     "stopping",
@@ -6322,7 +7387,7 @@ impl Histogram {
 }
 
 /// `GET /metrics`.
-fn metrics(bridge: &'static Bridge, _: &Value) -> Reply {
+fn metrics(bridge: &'static Bridge, _: &tiny_http::Request) -> Reply {
     let counted = &bridge.metrics;
     let mut page = MetricsPage(String::new());
     page.counters("Calls that have ended, by how they ended.", &counted.calls);
@@ -6351,11 +7416,7 @@ fn metrics(bridge: &'static Bridge, _: &Value) -> Reply {
     let began = bridge.began.as_millisecond();
     let seconds = format!("{}.{:03}", began / 1_000, began % 1_000);
     page.gauge("process_start_time_seconds", "When the process began, since 1970.", seconds);
-    Reply {
-        status: 200,
-        content_type: "text/plain; version=0.0.4; charset=utf-8",
-        body: page.0.into_bytes(),
-    }
+    Reply::new(200, "text/plain; version=0.0.4; charset=utf-8", page.0)
 }
 
 struct MetricsPage(String);
@@ -6476,6 +7537,18 @@ fn placeholders(text: &str) -> Vec<(String, usize)> {
         }
     }
     found
+}
+
+/// The beginning of a text, with a sign that it is no more than that.
+fn cut(text: &str, chars: usize) -> String {
+    match text.char_indices().nth(chars) {
+        Some((end, _)) => format!("{}…", text.get(..end).unwrap_or_default()),
+        None => text.to_owned(),
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn hex(bytes: &[u8]) -> String {

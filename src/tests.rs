@@ -30,13 +30,14 @@ use tungstenite::protocol::frame::coding::CloseCode;
 
 use super::workflow::workflow_for;
 use super::{
-    AGENT_MESSAGE_BYTES_MAX, ANNOUNCED_BYTES_MAX, Agent, BUILT_IN_AGENT, Bridge, Config, Duplex,
-    FRAME_BOUNDS_US, Failure, Filed, Form, FromAgent, FromTwilio, HEAD_BYTES_MAX, HangUp, Heard,
-    Histogram, INVOCATION_ID_BYTES_MAX, Invocation, Journal, LINE_BROKE, LOG_CHARS_MAX, Level,
-    LineEnd, LogFormat, MetricsPage, N8nReply, Party, READ_BYTES, REFUSALS, Received, SETTINGS,
-    Secret, Speaker, Stop, TOOL_WITHIN_MAX, TRANSCRIPT_BYTES_MAX, TWILIO_MESSAGE_BYTES_MAX,
-    ToolAction, Transcript, announced_body, await_news, diagram, fill, find, hex, is_e164, is_sid,
-    journals, left_behind, listed, missing, mulaw_to_pcm, n8n_refusal, needs_attention,
+    AGENT_MESSAGE_BYTES_MAX, ANNOUNCED_BYTES_MAX, Agent, BUILT_IN_AGENT, Bridge, Config, Direction,
+    Duplex, FRAME_BOUNDS_US, Failure, Filed, Form, FromAgent, FromTwilio, HEAD_BYTES_MAX, HangUp,
+    Heard, Histogram, INVOCATION_ID_BYTES_MAX, Invocation, Journal, LINE_BROKE, LOG_CHARS_MAX,
+    Level, LineEnd, LogFormat, MetricsPage, N8nReply, Party, READ_BYTES, REFUSALS, Received,
+    SETTINGS, Secret, Speaker, Stop, TOOL_WITHIN_MAX, TRANSCRIPT_BYTES_MAX,
+    TWILIO_MESSAGE_BYTES_MAX, ToolAction, Transcript, announced_body, await_news, cut,
+    delivered_at, diagram, fill, find, hashes, hex, hidden, host_only, is_e164, is_sid, journals,
+    left_behind, listed, media_for_the_eye, missing, mulaw_to_pcm, n8n_refusal, needs_attention,
     pcm_to_mulaw, placeholders, playing_time, presentable, random_hex, random_number,
     read_agent_call, read_greeting, read_head, selected_tools, shorten, shorten_number,
     shown_token, sid_of, signature_is_valid, tidy_journals, trusted_roots, twiml,
@@ -1965,6 +1966,85 @@ fn a_journal_is_read_back() {
     let delivered = format!("{JOURNAL}{{\"event\":\"delivered\"}}\n");
     assert!(Filed::read(&scratch.file("b.jsonl", delivered)).unwrap().delivered);
     assert!(Filed::read(&scratch.0.join("none.jsonl")).is_err());
+}
+
+#[test]
+fn what_went_over_the_wire_is_nothing_that_a_journal_has_to_know() {
+    let scratch = Scratch::new();
+    let wire = json!({"at": "2020-01-05T10:00:00Z", "event": "wire", "text": "\"event\":\"end\""});
+    // A caller, and an agent's tool, may say what they like.
+    let said = json!({"event": "said", "ordinal": 3, "speaker": "User",
+        "text": "\"event\":\"wire\"", "agent": 0});
+    let text = format!("{JOURNAL}{said}\n{wire}\n");
+    let filed = Filed::read(&scratch.file("a.jsonl", text)).unwrap();
+    assert_eq!(filed.ended_by, "AgentHungUp");
+    assert!(filed.transcript.text().ends_with("\nUser: \"event\":\"wire\""));
+    let at = |day| format!("2020-01-0{day}T10:00:00Z").parse().ok();
+    assert_eq!((filed.began, filed.ended), (at(1), at(2)), "the end is not the wire's");
+    assert_eq!(filed.direction, Direction::In, "of journals that do not tell");
+    let browser = r#"{"event":"ring","callSid":"CA1","number":"browser","direction":"browser"}"#;
+    let filed = Filed::read(&scratch.file("b.jsonl", browser)).unwrap();
+    assert_eq!(filed.direction, Direction::Browser);
+    let odd = r#"{"event":"ring","callSid":"CA1","direction":{"up":1}}"#;
+    assert_eq!(Filed::read(&scratch.file("c.jsonl", odd)).unwrap().direction, Direction::In);
+}
+
+#[test]
+fn the_last_line_tells_that_a_journal_was_delivered() {
+    let scratch = Scratch::new();
+    let delivered = r#"{"at":"2020-01-03T10:00:00Z","event":"delivered"}"#;
+    let cases = [
+        (format!("{JOURNAL}{delivered}\n"), true),
+        (format!("{delivered}\n"), true),
+        // Half of it, more behind it, too much in it, no time in it: read the whole file.
+        (format!("{JOURNAL}{delivered}"), false),
+        (format!("{JOURNAL}{delivered}\n{delivered}x\n"), false),
+        (format!("{delivered}\n{JOURNAL}"), false),
+        (format!("{JOURNAL}{{\"event\":\"delivered\"}}\n"), false),
+        (format!("{JOURNAL}{}", delivered.replace('}', &" ".repeat(300)) + "}\n"), false),
+        (JOURNAL.to_owned(), false),
+        (String::new(), false),
+        ("\n".to_owned(), false),
+    ];
+    for (text, wanted) in cases {
+        let path = scratch.file("a.jsonl", &text);
+        assert_eq!(delivered_at(&path).is_some(), wanted, "{text}");
+        assert!(!wanted || Filed::read(&path).unwrap().delivered, "{text}");
+    }
+    assert!(delivered_at(&scratch.0.join("none.jsonl")).is_none());
+}
+
+#[test]
+fn what_is_shown_of_a_message_is_short_and_holds_no_key() {
+    assert_eq!(
+        host_only("wss://voice.example:443/join/7c21?key=s3cret"),
+        "wss://voice.example:443/***"
+    );
+    assert_eq!(host_only("wss://user:s3cret@voice.example?key=s3cret"), "wss://voice.example/***");
+    assert_eq!(host_only("s3cret"), "://s3cret/***");
+    assert_eq!((cut("grüße", 3), cut("grüße", 5)), ("grü…".to_owned(), "grüße".to_owned()));
+    let start = r#"{"start":{"customParameters":{"token":"s3cret"}}}"#;
+    assert_eq!(hidden(start, "/start/customParameters/token"), start.replace("s3cret", "***"));
+    let media = format!(r#"{{"media":{{"payload":"{}"}}}}"#, "A".repeat(216));
+    let short = format!(r#"{{"media":{{"payload":"{}…"}}}}"#, "A".repeat(24));
+    assert_eq!(media_for_the_eye(&media), short);
+    // serde takes a list for an object.
+    for odd in ["[1,2]", "7", "null", "{\"media\":7}", "{\"media\":{\"payload\":{}}}", "{"] {
+        assert!(media_for_the_eye(odd).len() < 40, "{odd}");
+        assert!(hidden(odd, "/media/payload").len() < 40, "{odd}");
+    }
+}
+
+#[test]
+fn the_hashes_in_the_policy_are_those_of_the_page() {
+    let page = "<style>a</style><script>b\n</script>\n<script></script><script src=x></script>";
+    let hash = |text: &str| {
+        let digest = ring::digest::digest(&ring::digest::SHA256, text.as_bytes());
+        format!("'sha256-{}'", BASE64.encode(digest))
+    };
+    assert_eq!(hashes(page, "style"), hash("a"));
+    assert_eq!(hashes(page, "script"), format!("{} {}", hash("b\n"), hash("")));
+    assert_eq!(hashes("", "script"), "");
 }
 
 #[test]

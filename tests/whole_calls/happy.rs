@@ -1011,7 +1011,19 @@ fn a_transcript_is_delivered_once_even_if_the_bridge_starts_again() -> Outcome {
     let (first, last) = (events.first().map(String::as_str), events.last().map(String::as_str));
     assert_eq!((first, last), (Some("ring"), Some("delivered")), "{text}");
     // Two threads write, each as things happen to it.
-    let wanted = BTreeSet::from(["agent", "delivered", "end", "ring", "said", "stream"]);
+    let wanted = BTreeSet::from([
+        "agent",
+        "answer",
+        "delivered",
+        "end",
+        "goodbye",
+        "greeting",
+        "ring",
+        "said",
+        "stream",
+        "tool",
+        "wire",
+    ]);
     assert_eq!(events.iter().map(String::as_str).collect::<BTreeSet<_>>(), wanted, "{text}");
 
     world.bridge.restart()?;

@@ -7,6 +7,7 @@ mod demo;
 mod faults;
 mod happy;
 mod metrics;
+mod owner;
 mod sad;
 
 use std::error::Error;
