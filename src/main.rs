@@ -4196,9 +4196,9 @@ impl Errand {
         log!(call, Info, Act, "{tool}: {outcome} after {ms} ms"; tool, outcome, ms);
         count_tool(call, invocation, outcome);
         let mut event = self.event("tool");
-        let result = call.bridge.config.hide_secrets(cut(result.text(), WIRE_CHARS_MAX));
+        let result = call.bridge.config.hide_secrets(result.text().to_owned());
         event.extend([
-            ("result".to_owned(), json!(result)),
+            ("result".to_owned(), json!(cut(&result, WIRE_CHARS_MAX))),
             ("outcome".to_owned(), json!(outcome)),
             ("ms".to_owned(), json!(ms)),
         ]);
@@ -4206,20 +4206,22 @@ impl Errand {
     }
 
     fn event(&self, name: &str) -> Map<String, Value> {
-        let arguments = Value::Object(self.invocation.parameters.clone());
-        let text = arguments.to_string();
-        let arguments = if text.chars().count() > WIRE_CHARS_MAX {
-            json!(cut(&text, WIRE_CHARS_MAX))
-        } else {
-            arguments
-        };
         Map::from_iter([
             ("event".to_owned(), json!(name)),
             ("id".to_owned(), json!(self.invocation.id)),
             ("tool".to_owned(), json!(cut(&self.invocation.tool, TOOL_NAME_CHARS_MAX))),
             ("stage".to_owned(), json!(self.stage)),
-            ("arguments".to_owned(), arguments),
+            ("arguments".to_owned(), self.arguments()),
         ])
+    }
+
+    /// Only the beginning of arguments without end is written out at all.
+    fn arguments(&self) -> Value {
+        let mut text = [0; WIRE_CHARS_MAX];
+        match serde_json::to_writer(text.as_mut_slice(), &self.invocation.parameters) {
+            Ok(()) => json!(self.invocation.parameters),
+            Err(_) => json!(format!("{}…", String::from_utf8_lossy(&text))),
+        }
     }
 }
 
