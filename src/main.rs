@@ -4183,18 +4183,18 @@ impl Errand {
     /// Of a tool that has been at work.
     fn is_done(&self, result: &ToolResult, outcome: &str) {
         let took = &self.call.bridge.metrics.tool_time;
-        self.settle(result, outcome);
         took.of(&[&self.invocation.tool]).observe(self.began.elapsed());
+        self.settle(result, outcome);
     }
 
     /// The result goes to the agent first, and then into the journal.
     fn settle(&self, result: &ToolResult, outcome: &str) {
         let (call, invocation) = (&self.call, &self.invocation);
+        count_tool(call, invocation, outcome);
         tell_result(call, &self.agent, invocation, result);
         let ms = millis(self.began.elapsed());
         let tool = &invocation.tool;
         log!(call, Info, Act, "{tool}: {outcome} after {ms} ms"; tool, outcome, ms);
-        count_tool(call, invocation, outcome);
         let mut event = self.event("tool");
         let result = call.bridge.config.hide_secrets(result.text().to_owned());
         event.extend([
