@@ -889,6 +889,8 @@ fn a_page_that_loses_its_stream_gets_another_one() -> Outcome {
     let words = voice(5, 100);
     call.agent.say("Still here.", &pcm_of(&words))?;
     phone.expect_audio(&words)?;
+    let mut eye = Onlooker::new(&world, &call.sid);
+    eye.wait("what was said", |eye| of(&eye.events, "said").len() == 2)?;
 
     // And so does one whose bridge was killed under it.
     world.bridge.kill();
@@ -898,6 +900,7 @@ fn a_page_that_loses_its_stream_gets_another_one() -> Outcome {
     let phone = open_stream(&world, &call.sid, &ended["parameters"])?;
     agent.say("Here again.", &pcm_of(&words))?;
     phone.expect_audio(&words)?;
+    eye.wait("what was said", |eye| of(&eye.events, "said").len() == 3)?;
     phone.hang_up()?;
     let filed = world.n8n.wait_for("2", 1, PATIENCE)?;
     let text = filed[0].json["data"].as_str().unwrap_or_default();
