@@ -61,7 +61,31 @@ fn steps_have_the_same_numbers_and_words_everywhere() -> Result<(), Untidy> {
             found.add(format!("README.md: the picture of a call does not show `{in_picture}`"));
         }
     }
+    let words: Vec<String> = steps.iter().map(|(_, word)| word.to_lowercase()).collect();
+    let on_page = first_words(&read("src/page.html")?, "const STEPS = [", "];");
+    if on_page != words {
+        found.add(format!("src/page.html: STEPS. {}", first_difference(&words, &on_page)));
+    }
     found.verdict("step numbers and words differ; the ones in `enum Step` are right")
+}
+
+#[test]
+fn the_page_knows_every_way_in_which_a_call_ends() -> Result<(), Untidy> {
+    let source = code_only(&read("src/main.rs")?);
+    let body = source.split("enum HangUp {").nth(1).and_then(|rest| rest.split('}').next());
+    let ends: Vec<String> = body
+        .unwrap_or_default()
+        .split(',')
+        .filter_map(|variant| variant.trim().lines().last())
+        .map(|name| name.trim().to_owned())
+        .filter(|name| !name.is_empty())
+        .collect();
+    let on_page = first_words(&read("src/page.html")?, "const ENDS = {", "};");
+    let mut found = Findings::default();
+    if ends.is_empty() || on_page != ends {
+        found.add(format!("src/page.html: ENDS. {}", first_difference(&ends, &on_page)));
+    }
+    found.verdict("the ends of a call differ; the ones in `enum HangUp` are right")
 }
 
 #[test]
@@ -428,6 +452,18 @@ fn steps_of_enum(source: &str) -> Vec<(usize, String)> {
         }
     }
     steps
+}
+
+/// The word with which each entry of a list in the page begins, whichever way it is wrapped: the
+/// entries themselves stand two columns in.
+fn first_words(page: &str, from: &str, to: &str) -> Vec<String> {
+    let list = page.split(from).nth(1).and_then(|rest| rest.split(to).next()).unwrap_or_default();
+    let word = |text: &str| {
+        let letters = text.chars().skip_while(|letter| !letter.is_alphabetic());
+        letters.take_while(|letter| letter.is_alphabetic()).collect::<String>()
+    };
+    let entries = list.split("\n  ").filter(|line| !line.starts_with([' ', ']']));
+    entries.map(word).filter(|word| !word.is_empty()).collect()
 }
 
 /// The numbered banners: `// 4. Answer: ...` between two lines of `// ====`.
