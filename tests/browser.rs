@@ -27,8 +27,8 @@ use serde_json::{Value, json};
 use tungstenite::{Message, WebSocket};
 
 use demo::{
-    AgentCall, BOOKED, FIRST_MESSAGE, PATIENCE, Reply, World, WorldBuilder, mulaw_to_pcm, pcm_of,
-    voice,
+    AgentCall, BOOKED, FIRST_MESSAGE, PATIENCE, Reply, Trouble, World, WorldBuilder, mulaw_to_pcm,
+    pcm_of, voice,
 };
 
 type Outcome = Result<(), Box<dyn Error + Send + Sync>>;
@@ -55,7 +55,7 @@ const TONE_LEVEL: f64 = 8_000.0;
 #[test]
 fn the_page_follows_a_call_from_the_ring_to_its_end() -> Outcome {
     let Some(mut browser) = Browser::start()? else { return Ok(()) };
-    let world = builder().start()?;
+    let world = world(builder())?;
     browser.open(&world, "")?;
     browser.wait("text('#no-live').includes('quiet') && overview")?;
 
@@ -143,7 +143,7 @@ fn the_page_follows_a_call_from_the_ring_to_its_end() -> Outcome {
 #[test]
 fn the_page_outlives_a_restart_of_the_server() -> Outcome {
     let Some(mut browser) = Browser::start()? else { return Ok(()) };
-    let world = builder().start()?;
+    let world = world(builder())?;
     let ringing = world.ring(CALLER)?;
     let agent = world.ultravox.next_call(PATIENCE)?;
     let phone = ringing.open_stream(&world)?;
@@ -159,6 +159,18 @@ fn the_page_outlives_a_restart_of_the_server() -> Outcome {
     world.bridge.restart()?;
     browser.wait("$('trouble').hidden && text('.badge') !== 'live'")?;
     assert_eq!(browser.run("window.sameDocument")?, true, "nothing was loaded anew");
+
+    // It asks less often while it gets no answer, and while nobody looks.
+    let pauses = browser.run(
+        "(() => { const pauses = [listPoller.pause()];
+            for (listPoller.failures of [1, 3, 30]) pauses.push(listPoller.pause());
+            listPoller.failures = 0;
+            Object.defineProperty(document, 'hidden', { value: true, configurable: true });
+            pauses.push(listPoller.pause());
+            delete document.hidden;
+            return [...pauses, document.hidden]; })()",
+    )?;
+    assert_eq!(pauses, json!([1_000, 500, 2_000, 5_000, 15_000, false]));
 
     // Twilio asks what comes next, and the call goes on: the page with it.
     let again = ringing.next(&world, &[])?;
@@ -177,7 +189,7 @@ fn the_page_outlives_a_restart_of_the_server() -> Outcome {
 fn two_thousand_past_calls_are_no_burden() -> Outcome {
     const CALLS: usize = 2_000;
     let Some(mut browser) = Browser::start()? else { return Ok(()) };
-    let world = builder().start()?;
+    let world = world(builder())?;
     world.bridge.kill();
     for index in 0..CALLS {
         file_past_call(&world, index)?;
@@ -261,7 +273,7 @@ fn file_past_call(world: &World, index: usize) -> Outcome {
 #[test]
 fn it_is_good_on_a_telephone_in_the_dark_and_by_keyboard_alone() -> Outcome {
     let Some(mut browser) = Browser::start()? else { return Ok(()) };
-    let world = builder().start()?;
+    let world = world(builder())?;
     for index in 0..3 {
         file_past_call(&world, index)?;
     }
@@ -331,7 +343,7 @@ fn it_is_good_on_a_telephone_in_the_dark_and_by_keyboard_alone() -> Outcome {
 fn what_callers_and_agents_say_is_shown_and_never_run() -> Outcome {
     const ODD: &str = "<script>window.hacked = 1</script><img src=x onerror=\"hacked=1\">';--";
     let Some(mut browser) = Browser::start()? else { return Ok(()) };
-    let world = builder().start()?;
+    let world = world(builder())?;
     world.n8n.reply_next("1", Reply::json(200, &json!({"firstMessage": ODD})));
     let number = format!("client:{ODD}");
     let ringing = world.ring(&number)?;
@@ -390,7 +402,7 @@ fn the_page_changes_sampling_rates_by_itself_where_the_browser_does_not() -> Out
 }
 
 fn talk(browser: &mut Browser, rate: u32) -> Outcome {
-    let world = builder().start()?;
+    let world = world(builder())?;
     browser.hear_the_microphone_as_it_is()?;
     browser.open(&world, "")?;
     browser.run("document.documentElement.click(); $('talk-to-it').click()")?;
@@ -409,6 +421,10 @@ fn talk(browser: &mut Browser, rate: u32) -> Outcome {
     browser.heard(&greeting)?;
     browser.wait(&format!("text('#said').includes('{FIRST_MESSAGE}')"))?;
     browser.shoot("phone in a call", DESKTOP)?;
+    browser.emulate(TELEPHONE, "dark")?;
+    browser.wait("document.documentElement.scrollWidth <= 360")?;
+    browser.shoot("phone in a call", TELEPHONE)?;
+    browser.emulate(DESKTOP, "light")?;
 
     // Up: the agent hears the microphone.
     hears_the_tone(&agent)?;
@@ -471,7 +487,7 @@ fn talk(browser: &mut Browser, rate: u32) -> Outcome {
 
 /// Barge-in: what has not been played yet is dropped, and what comes next is played at once.
 fn interrupt(browser: &mut Browser, agent: &AgentCall, greeting: &[u8]) -> Outcome {
-    let speech = voice(2, 6_000);
+    let speech = voice(2, 20_000);
     let planned = agent.begin_saying("There is a great deal to say.", &pcm_of(&speech))?;
     browser.wait(&format!("phone.figures.heard > {}", greeting.len() + 1_600))?;
     agent.send(&json!({"type": "playback_clear_buffer"}))?;
@@ -484,7 +500,7 @@ fn interrupt(browser: &mut Browser, agent: &AgentCall, greeting: &[u8]) -> Outco
     browser.wait(&format!("phone.figures.frames > {sent} + 30"))?;
     let heard = browser.run("phone.figures.heard")?.as_u64().unwrap_or_default();
     let cut = usize::try_from(heard)?.saturating_sub(greeting.len() + answer.len());
-    assert!((1_600..40_000).contains(&cut), "{cut} samples of the speech were played");
+    assert!((1_600..150_000).contains(&cut), "{cut} samples of the speech were played");
     browser.heard(&[greeting, speech.get(..cut).unwrap_or_default(), &answer].concat())
 }
 
@@ -541,36 +557,51 @@ fn check_frames(browser: &mut Browser, agent: &AgentCall) -> Outcome {
             sound.extend(payload);
         }
     }
-    // After its close the agent is deaf, and before the stream it was fed silence.
-    let heard: Vec<Vec<u8>> = agent.audio().into_iter().map(|(_, pcm)| pcm).collect();
-    assert!(heard.iter().all(|pcm| pcm.len() == 320), "a message for each frame");
-    let heard = heard.concat();
-    let sent = pcm_of(&sound);
-    let from = heard.iter().position(|byte| *byte != 0).unwrap_or_default() / 320 * 320;
-    let voiced = sent.iter().position(|byte| *byte != 0).unwrap_or_default() / 320 * 320;
-    let (heard, sent) = (&heard[from..], &sent[voiced..]);
-    assert!(heard.len() > 320 * 100 && sent.starts_with(heard), "the agent heard something else");
+    // After its close the agent is deaf.
+    assert!(agent.audio().iter().all(|(_, pcm)| pcm.len() == 320), "a message for each frame");
+    // Of silence there may be more or less: before the stream the agent was fed it by callbridge.
+    let mut sent = pcm_of(&sound);
+    sent = sent
+        .chunks(320)
+        .filter(|pcm| pcm.iter().any(|byte| *byte != 0))
+        .collect::<Vec<_>>()
+        .concat();
+    let heard = agent.heard_caller();
+    assert!(heard.len() > 320 * 100 && sent.starts_with(&heard), "the agent heard something else");
     Ok(())
 }
 
-/// The tone at its own frequency and level, and hardly anything else.
+/// The tone at its own frequency and level, and hardly anything else: for a quarter of a second, in
+/// which a busy machine has not lost anything on its side of the microphone.
 fn hears_the_tone(agent: &AgentCall) -> Outcome {
-    const SAMPLES: usize = 8_000;
-    let skipped = agent.audio().len() * 320 + 4_000;
-    agent.wait_sound("a second of the tone", |audio| {
-        audio.iter().map(|(_, pcm)| pcm.len()).sum::<usize>() >= skipped + 2 * SAMPLES
-    })?;
-    let heard = agent.heard_audio();
-    let pcm = heard.get(skipped..skipped + 2 * SAMPLES).unwrap_or_default();
-    let samples: Vec<f64> =
-        pcm.chunks_exact(2).map(|two| f64::from(i16::from_le_bytes([two[0], two[1]]))).collect();
-    let level = amplitude(&samples, TONE_HZ);
+    const FRAMES: usize = 13;
+    let mut latest = (0.0, 0.0);
+    let mut looked_at = 0;
+    let found = agent.wait_sound("the tone", |audio| {
+        while looked_at + FRAMES <= audio.len() {
+            let pcm = audio[looked_at..looked_at + FRAMES].iter().flat_map(|(_, pcm)| pcm);
+            let pcm: Vec<u8> = pcm.copied().collect();
+            latest = tone_and_noise(&pcm[..4_000]);
+            let (level, loudest) = latest;
+            if (level / TONE_LEVEL - 1.0).abs() < 0.05 && loudest < level / 50.0 {
+                return true;
+            }
+            looked_at += 1;
+        }
+        false
+    });
+    let (level, loudest) = latest;
+    println!("{TONE_HZ} Hz heard with {level:.0} of {TONE_LEVEL}, elsewhere at most {loudest:.0}");
+    Ok(found?)
+}
+
+/// The tone's amplitude, and the greatest elsewhere.
+fn tone_and_noise(pcm: &[u8]) -> (f64, f64) {
+    let samples = pcm.chunks_exact(2).map(|two| f64::from(i16::from_le_bytes([two[0], two[1]])));
+    let samples: Vec<f64> = samples.collect();
     let others = [500.0, 980.0, 1_020.0, 1_500.0, 8_000.0 - TOO_HIGH_HZ, 3_000.0];
     let loudest = others.map(|hertz| amplitude(&samples, hertz)).into_iter().fold(0.0, f64::max);
-    println!("{TONE_HZ} Hz heard with {level:.0} of {TONE_LEVEL}, elsewhere at most {loudest:.0}");
-    assert!((level / TONE_LEVEL - 1.0).abs() < 0.05, "the level is {level}");
-    assert!(loudest < level / 50.0, "something else sounds with {loudest}");
-    Ok(())
+    (amplitude(&samples, TONE_HZ), loudest)
 }
 
 /// Of one frequency in a sound (Goertzel's sum, written out).
@@ -588,7 +619,7 @@ fn amplitude(samples: &[f64], hertz: f64) -> f64 {
 #[test]
 fn a_broken_stream_is_followed_by_the_next_and_hanging_up_ends_it() -> Outcome {
     let Some(mut browser) = Browser::start()? else { return Ok(()) };
-    let world = builder().start()?;
+    let world = world(builder())?;
     browser.open(&world, "")?;
     browser.run("$('talk-to-it').click()")?;
     browser.click("#dial")?;
@@ -618,7 +649,7 @@ fn a_broken_stream_is_followed_by_the_next_and_hanging_up_ends_it() -> Outcome {
 #[test]
 fn a_caller_is_put_through_and_comes_back_when_nobody_answers() -> Outcome {
     let Some(mut browser) = Browser::start()? else { return Ok(()) };
-    let world = builder().setting("FALLBACK_NUMBER", "+442079461111").start()?;
+    let world = world(builder().setting("FALLBACK_NUMBER", "+442079461111"))?;
     browser.open(&world, "")?;
     browser.run("$('talk-to-it').click()")?;
     browser.click("#dial")?;
@@ -641,7 +672,7 @@ fn a_caller_is_put_through_and_comes_back_when_nobody_answers() -> Outcome {
 #[test]
 fn what_stands_in_the_way_of_a_call_is_said_in_words() -> Outcome {
     let Some(mut browser) = Browser::start()? else { return Ok(()) };
-    let world = builder().setting("MAX_CALLS", "1").start()?;
+    let world = world(builder().setting("MAX_CALLS", "1"))?;
     browser.open(&world, "")?;
     browser.run("$('talk-to-it').click()")?;
 
@@ -681,7 +712,7 @@ fn what_stands_in_the_way_of_a_call_is_said_in_words() -> Outcome {
 #[test]
 fn the_page_speaks_the_same_mu_law_as_the_server() -> Outcome {
     let Some(mut browser) = Browser::start()? else { return Ok(()) };
-    let world = builder().start()?;
+    let world = world(builder())?;
     browser.open(&world, "")?;
     let decoded = browser.run("Array.from({ length: 256 }, (_, code) => mulawDecoded(code))")?;
     let wanted: Vec<i16> = (0..=u8::MAX).map(mulaw_to_pcm).collect();
@@ -708,6 +739,13 @@ fn the_page_speaks_the_same_mu_law_as_the_server() -> Outcome {
 // ============================================================================
 // The browser
 // ============================================================================
+
+/// A browser may take its time, so the agent shows that it is still there.
+fn world(builder: WorldBuilder) -> Result<World, Trouble> {
+    let world = builder.start()?;
+    world.ultravox.answer_pings(true);
+    Ok(world)
+}
 
 fn builder() -> WorldBuilder {
     World::builder(env!("CARGO_BIN_EXE_callbridge")).setting("API_TOKEN", TOKEN)
