@@ -1118,6 +1118,12 @@ impl Browser {
 
 impl Drop for Browser {
     fn drop(&mut self) {
+        // Asked to close, it takes its own children along, and nobody writes into the profile while
+        // that is removed. Its socket ends with it.
+        self.session.clear();
+        if self.ask("Browser.close", &json!({})).is_ok() {
+            while self.tab.read().is_ok() {}
+        }
         if let Err(error) = self.child.kill().and_then(|()| self.child.wait()) {
             println!("Chromium did not end: {error}");
         }
