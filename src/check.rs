@@ -806,7 +806,7 @@ fn ask_ultravox(setup: &Setup, path: &str, deadline: Instant) -> Result<Value, T
     let url = format!("{}{path}", config.ultravox_api_url);
     let within = deadline.saturating_duration_since(Instant::now());
     let headers = [("X-API-Key", config.ultravox_api_key.reveal())];
-    let answer = get(&setup.bridge.ultravox, &url, &headers, within).map_err(|why| {
+    let answer = get(&setup.bridge.web, &url, &headers, within).map_err(|why| {
         let what = format!("{}: {why}", host_of(&url));
         Trouble::new(what, "check this machine's network, and ULTRAVOX_API_URL if it is set")
     })?;
@@ -1014,7 +1014,7 @@ fn from_outside(setup: &Setup, url: &str, nonce: &str, proof: Option<&str>) -> F
     let address = format!("{url}/health?nonce={nonce}");
     let wrong =
         |what: String, cure: String| Finding::wrong("PUBLIC_URL", "health", what).cure(cure);
-    let answer = match get(&setup.bridge.twilio, &address, &[], STEP_WITHIN) {
+    let answer = match get(&setup.bridge.web, &address, &[], STEP_WITHIN) {
         Ok(answer) => answer,
         Err(why) => {
             let cure = match why {
@@ -1411,7 +1411,7 @@ fn is_set(number: &Value, field: &str, wish: &str) -> bool {
 fn ask_twilio(setup: &Setup, path: &str, deadline: Instant) -> Result<Value, Trouble> {
     let within = deadline.saturating_duration_since(Instant::now());
     let (url, login) = twilio_request(setup, path);
-    let answered = get(&setup.bridge.twilio, &url, &[("Authorization", &login)], within);
+    let answered = get(&setup.bridge.web, &url, &[("Authorization", &login)], within);
     read_twilio(&url, answered)
 }
 
@@ -1554,7 +1554,7 @@ fn change(setup: &Setup, number: &Value, changes: &[Wish]) -> Vec<Finding> {
     let (url, login) = twilio_request(setup, &path);
     let request = setup
         .bridge
-        .twilio
+        .web
         .post(&url)
         .header("Authorization", &login)
         .header("Content-Type", "application/x-www-form-urlencoded");

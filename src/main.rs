@@ -325,7 +325,7 @@ const _: () =
 /// Mu-law bytes in one message to Twilio: a second of sound.
 const TO_TWILIO_BYTES_MAX: usize = SAMPLE_RATE_HZ;
 /// What one `read` takes from a socket.
-const READ_BYTES: usize = 4 * 1_024;
+const READ_BYTES: usize = 2 * 1_024;
 /// What each leg keeps for messages to come: a few frames. Longer ones get their own.
 const MESSAGE_BUFFER_BYTES: usize = 1_024;
 /// What a request to Ultravox, n8n or Twilio takes for a buffer each way. ureq would take 128 KiB,
@@ -342,8 +342,12 @@ const CALLS_A_PAGE: usize = 50;
 const STORY_BYTES_MAX: u64 = 512 * 1_024;
 /// A caller is speaking until this long after the last loud frame.
 const SPEAKS_ON: Duration = Duration::from_millis(300);
-/// A thread's stack. Only what is touched takes memory; a TLS handshake touches most.
-const STACK_BYTES: usize = 512 * 1_024;
+/// The stack of a thread that may stay with a call. Only what is touched takes memory.
+const CALL_STACK_BYTES: usize = 256 * 1_024;
+/// The stack of any other thread. An HTTP request or a TLS handshake touches much of it, and the C
+/// library hands it on, touched as it is, to a later thread that asks for at least a quarter of it.
+const STACK_BYTES: usize = 2 * 1_024 * 1_024;
+const _: () = assert!(STACK_BYTES > 4 * CALL_STACK_BYTES, "calls do not inherit touched stacks");
 /// Pause after a failed `accept` (out of file descriptors: nothing announces that one is free).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// From the end of a `tiny_http` to the next one. A dead one may leave a few sleeping threads
@@ -460,9 +464,8 @@ enum Stop {
 struct Bridge {
     config: Config,
     agent: Agent,
-    ultravox: ureq::Agent,
-    n8n: ureq::Agent,
-    twilio: ureq::Agent,
+    /// Requests to Ultravox, n8n and Twilio.
+    web: ureq::Agent,
     tls: Arc<ClientConfig>,
     calls: Calls,
     lobby: Lobby,
@@ -532,9 +535,7 @@ impl Bridge {
     fn build(config: Config, agent: Agent, roots: &[CertificateDer<'static>]) -> Bridge {
         Bridge {
             tls: tls_config(roots),
-            ultravox: http_agent(roots),
-            n8n: http_agent(roots),
-            twilio: http_agent(roots),
+            web: http_agent(roots),
             calls: Calls::default(),
             lobby: Lobby::default(),
             outbox: Outbox::default(),
@@ -975,7 +976,8 @@ fn admit(bridge: &'static Bridge, socket: TcpStream) -> io::Result<()> {
     socket.set_write_timeout(Some(WRITE_WITHIN))?;
     let socket = Arc::new(socket);
     let visit = Arc::new(Lobby::enter(bridge, &socket)?);
-    spawn("front door".into(), move || {
+    // It becomes thread T if a media stream is wanted.
+    spawn_for_call("front door".into(), move || {
         let head = match read_head(&socket) {
             Ok(head) => head,
             Err(refusal) => return refusal.tell(bridge, &socket),
@@ -1442,7 +1444,7 @@ fn keep_ready(bridge: &'static Bridge) -> io::Result<()> {
 fn ask_ultravox_for_room(bridge: &Bridge) -> Result<(), Failure> {
     let config = &bridge.config;
     let answered = bridge
-        .ultravox
+        .web
         .get(format!("{}/api/accounts/me", config.ultravox_api_url))
         .header("X-API-Key", config.ultravox_api_key.reveal())
         .config()
@@ -1476,7 +1478,7 @@ fn ask_ultravox_for_room(bridge: &Bridge) -> Result<(), Failure> {
 /// A preflight request of CORS: n8n answers it without running the workflow.
 fn greet_n8n(bridge: &Bridge, url: &str) -> Result<(), Failure> {
     let answered = bridge
-        .n8n
+        .web
         .options(url)
         .header("Origin", &bridge.config.public_url)
         .config()
@@ -2181,7 +2183,7 @@ fn ring_through_twilio(bridge: &Bridge, number: &str, id: &str) -> Result<String
     form.extend_pairs([("AsyncAmd", "true"), ("AsyncAmdStatusCallback", &status)]);
     let url = format!("{}/2010-04-01/Accounts/{account}/Calls.json", config.twilio_api_url);
     let login = BASE64.encode(format!("{account}:{}", token.reveal()));
-    let request = bridge.twilio.post(url).header("Authorization", format!("Basic {login}"));
+    let request = bridge.web.post(url).header("Authorization", format!("Basic {login}"));
     let request = request.header("Content-Type", "application/x-www-form-urlencoded");
     let answered = request.config().timeout_global(Some(TWILIO_WITHIN)).build().send(form.finish());
     read_twilio_answer(bridge, answered)
@@ -2497,7 +2499,7 @@ fn post_to_n8n(bridge: &Bridge, question: &ToN8n, within: Duration) -> Result<N8
     };
     let body = question.body().to_string();
     let mut request = bridge
-        .n8n
+        .web
         .post(url)
         .header("Content-Type", "application/json")
         .header("Idempotency-Key", &question.key);
@@ -2659,31 +2661,46 @@ fn n8n_refusal(reply: &N8nReply) -> Option<Failure> {
 // Fails:    when Ultravox refuses or is not there in time. Busy (429, 503) is tried once more.
 // Not here: the caller. Nobody has picked up yet.
 
-/// Creates the agent's call and waits until thread U has joined it. Thread U owns the slot from
-/// here: it is the one that sees the call to its end.
+/// Creates the agent's call, joins it, and gives it to thread U, which owns the slot from here: it
+/// is the one that sees the call to its end.
 fn ready_agent(call: &Arc<Call>, slot: CallSlot, opening: &Opening) -> Result<(), Failure> {
     let began = Instant::now();
     let created = create_agent_call(call, opening, began + AGENT_WITHIN)?;
-    let (joined, has_joined) = mpsc::sync_channel(1);
     let short_id = created.id.chars().take(4).collect::<String>();
-    let the_call = Arc::clone(call);
-    spawn(format!("{} agent", shorten(&call.sid)), move || {
-        agent_thread(&the_call, slot, &created.join_url, &joined);
+    let agent = Arc::new(join_in_time(call, created.join_url, began + AGENT_WITHIN)?);
+    lock(&call.state).agent = Some(Arc::clone(&agent));
+    let (the_call, the_agent) = (Arc::clone(call), Arc::clone(&agent));
+    spawn_for_call(format!("{} agent", shorten(&call.sid)), move || {
+        agent_thread(&the_call, slot, the_agent);
     })
-    .map_err(|error| Failure::new(Party::Ultravox, "no thread for the agent").caused_by(error))?;
-    let left = (began + AGENT_WITHIN).saturating_duration_since(Instant::now());
-    match has_joined.recv_timeout(left) {
-        Ok(Ok(())) => {
-            let ms = began.elapsed().as_millis();
-            log!(call, Info, Agent, "Ultravox call {short_id} ready after {ms} ms"; ms);
-            Ok(())
+    .map_err(|error| {
+        agent.close(CloseCode::Normal, "nobody can take this call");
+        agent.shut();
+        Failure::new(Party::Ultravox, "no thread for the agent").caused_by(error)
+    })?;
+    let ms = began.elapsed().as_millis();
+    log!(call, Info, Agent, "Ultravox call {short_id} ready after {ms} ms"; ms);
+    Ok(())
+}
+
+/// On a thread of its own, which ends with it: a name may take any time to be resolved, and what a
+/// TLS handshake takes of stack and memory is not to stay with the call.
+fn join_in_time(call: &Call, join_url: Secret, deadline: Instant) -> Result<Duplex, Failure> {
+    let (joined, has_joined) = mpsc::sync_channel(0);
+    let tls = Arc::clone(&call.bridge.tls);
+    spawn(format!("{} join", shorten(&call.sid)), move || {
+        if let Err(mpsc::SendError(Ok(agent))) = joined.send(dial(&join_url, &tls)) {
+            // The webhook has stopped waiting and said so to the caller.
+            agent.close(CloseCode::Normal, "nobody waits for this call");
+            agent.shut();
         }
-        Ok(Err(failure)) => Err(failure),
-        Err(_) => Err(Failure::new(
-            Party::Ultravox,
-            format!("the agent was not ready within {} s", AGENT_WITHIN.as_secs()),
-        )),
-    }
+    })
+    .map_err(|error| Failure::new(Party::Ultravox, "no thread to join on").caused_by(error))?;
+    let left = deadline.saturating_duration_since(Instant::now());
+    has_joined.recv_timeout(left).unwrap_or_else(|_| {
+        let within = AGENT_WITHIN.as_secs();
+        Err(Failure::new(Party::Ultravox, format!("the agent was not ready within {within} s")))
+    })
 }
 
 /// How the agent begins.
@@ -2810,7 +2827,7 @@ fn post_to_ultravox(
     let config = &bridge.config;
     let unreachable = |error| unreachable_party(Party::Ultravox, error, AGENT_WITHIN);
     let answered = bridge
-        .ultravox
+        .web
         .post(format!("{}/api/calls{query}", config.ultravox_api_url))
         .header("X-API-Key", config.ultravox_api_key.reveal())
         .header("Content-Type", "application/json")
@@ -3021,27 +3038,9 @@ impl Tool {
     }
 }
 
-/// Thread U: joins the agent, keeps it company until the caller is there, relays its voice, says
-/// goodbye, files the transcript. Steps 3 to 9 of one call, in one function.
-fn agent_thread(
-    call: &Arc<Call>,
-    slot: CallSlot,
-    join_url: &Secret,
-    joined: &mpsc::SyncSender<Result<(), Failure>>,
-) {
-    let agent = match dial(join_url, &call.bridge.tls) {
-        Ok(agent) => Arc::new(agent),
-        Err(failure) => {
-            // The webhook says it to the caller. If it has stopped waiting, it has said so already.
-            return drop(joined.send(Err(failure)));
-        }
-    };
-    lock(&call.state).agent = Some(Arc::clone(&agent));
-    if joined.send(Ok(())).is_err() {
-        // The webhook has given up and said so to the caller.
-        agent.close(CloseCode::Normal, "nobody waits for this call");
-        return agent.shut();
-    }
+/// Thread U: keeps the agent company until the caller is there, relays its voice, says goodbye,
+/// files the transcript. Steps 4 to 9 of one call, in one function.
+fn agent_thread(call: &Arc<Call>, slot: CallSlot, agent: Arc<Duplex>) {
     let why = converse(call, agent);
     say_goodbye(call, why);
     after(call);
@@ -3086,7 +3085,7 @@ fn resume_agent(call: &Arc<Call>) -> Result<Arc<Duplex>, Failure> {
     log!(call, Warn, Agent, "the agent's line broke; a new one goes on from here");
     let opening = Opening::GoOn(LINE_BROKE);
     let created = create_agent_call(call, &opening, began + AGENT_WITHIN)?;
-    let agent = Arc::new(dial(&created.join_url, &call.bridge.tls)?);
+    let agent = Arc::new(join_in_time(call, created.join_url, began + AGENT_WITHIN)?);
     let mut state = lock(&call.state);
     if state.hang_up.is_some() {
         drop(state);
@@ -5994,7 +5993,7 @@ struct Duplex {
 
 struct DuplexState {
     websocket: WebSocketContext,
-    tls: Option<ClientConnection>,
+    tls: Option<Box<ClientConnection>>,
     /// Plain bytes that have arrived and were not understood yet.
     arrived: Arrived,
     /// The socket's read timeout, remembered to save the system call.
@@ -6043,7 +6042,7 @@ impl Duplex {
     /// `early` is what came together with the end of the handshake.
     fn new(
         socket: Arc<TcpStream>,
-        tls: Option<ClientConnection>,
+        tls: Option<Box<ClientConnection>>,
         early: Vec<u8>,
         role: Role,
     ) -> Duplex {
@@ -6109,7 +6108,7 @@ impl Duplex {
     fn send(&self, message: Message) -> Result<(), LineEnd> {
         let mut state = lock(&self.state);
         let DuplexState { websocket, tls, arrived, .. } = &mut *state;
-        let mut wire = Wire { socket: &self.socket, tls: tls.as_mut(), arrived };
+        let mut wire = Wire { socket: &self.socket, tls: tls.as_deref_mut(), arrived };
         websocket.write(&mut wire, message).and_then(|()| websocket.flush(&mut wire)).map_err(
             |error| {
                 let end = line_end(error);
@@ -6126,7 +6125,7 @@ impl Duplex {
     fn close(&self, code: CloseCode, why: &str) {
         let mut state = lock(&self.state);
         let DuplexState { websocket, tls, arrived, .. } = &mut *state;
-        let mut wire = Wire { socket: &self.socket, tls: tls.as_mut(), arrived };
+        let mut wire = Wire { socket: &self.socket, tls: tls.as_deref_mut(), arrived };
         // A control frame holds 125 bytes, two of them the code (RFC 6455, 5.5).
         let reason: String = why.chars().filter(char::is_ascii).take(120).collect();
         if websocket.close(&mut wire, Some(CloseFrame { code, reason: reason.into() })).is_err() {
@@ -6150,7 +6149,7 @@ impl Duplex {
 impl DuplexState {
     /// A message, an end, or `None`: more bytes are needed.
     fn next_message(&mut self, socket: &TcpStream) -> Option<Result<Received, LineEnd>> {
-        let mut wire = Wire { socket, tls: self.tls.as_mut(), arrived: &mut self.arrived };
+        let mut wire = Wire { socket, tls: self.tls.as_deref_mut(), arrived: &mut self.arrived };
         loop {
             return match self.websocket.read(&mut wire) {
                 Ok(Message::Text(text)) => Some(Ok(Received::Text(text))),
@@ -6286,8 +6285,9 @@ fn dial(url: &Secret, tls: &Arc<ClientConfig>) -> Result<Duplex, Failure> {
     let tls = if secure {
         let name = ServerName::try_from(host)
             .map_err(|error| failed("its host's name").caused_by(error))?;
-        let mut connection = ClientConnection::new(Arc::clone(tls), name)
+        let connection = ClientConnection::new(Arc::clone(tls), name)
             .map_err(|error| failed("TLS").caused_by(error))?;
+        let mut connection = Box::new(connection);
         let mut in_time = InTime { socket: &socket, deadline: Instant::now() + JOIN_WITHIN };
         while connection.is_handshaking() {
             connection.complete_io(&mut in_time).map_err(|error| failed("TLS").caused_by(error))?;
@@ -6325,7 +6325,7 @@ impl Duplex {
     fn upgrade(&self, request: &[u8], key: &str) -> io::Result<()> {
         let mut state = lock(&self.state);
         let DuplexState { tls, arrived, .. } = &mut *state;
-        Wire { socket: &self.socket, tls: tls.as_mut(), arrived }.write_all(request)?;
+        Wire { socket: &self.socket, tls: tls.as_deref_mut(), arrived }.write_all(request)?;
         let mut in_time = InTime { socket: &self.socket, deadline: Instant::now() + JOIN_WITHIN };
         let mut chunk = [0; READ_BYTES];
         loop {
@@ -7589,6 +7589,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 fn spawn(name: String, work: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
     thread::Builder::new().name(name).stack_size(STACK_BYTES).spawn(work)
+}
+
+fn spawn_for_call(
+    name: String,
+    work: impl FnOnce() + Send + 'static,
+) -> io::Result<JoinHandle<()>> {
+    thread::Builder::new().name(name).stack_size(CALL_STACK_BYTES).spawn(work)
 }
 
 fn join(thread: JoinHandle<()>) {
