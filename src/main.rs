@@ -6538,6 +6538,14 @@ impl Settings {
             self.complain("PUBLIC_URL", format_args!("is missing ({where_from})"));
         }
         let url = self.url("PUBLIC_URL").unwrap_or_default();
+        if login_in(&url).is_some() {
+            // It would be printed, and strangers could try out what `/health` signs with it.
+            self.complain(
+                "PUBLIC_URL",
+                "must not have a user name or password: Twilio signs the address without them",
+            );
+            return String::new();
+        }
         if url.starts_with("http://") {
             self.complain(
                 "PUBLIC_URL",
@@ -6976,19 +6984,32 @@ impl fmt::Debug for Secret {
 }
 
 impl Config {
-    /// What others answer may quote what we have sent them.
+    /// What others answer may quote what we have sent them, as it is or in JSON.
     fn hide_secrets(&self, text: String) -> String {
         let header = self.n8n_auth_header.as_ref().map(|(_, value)| value);
         let optional =
             [&self.twilio_auth_token, &self.api_token, &self.n8n_hmac_secret].map(Option::as_ref);
         let secrets = optional.into_iter().chain([header, Some(&self.ultravox_api_key)]).flatten();
+        let mut forms: Vec<String> = secrets.map(|secret| secret.reveal().to_owned()).collect();
+        // The user and password of an address are sent as Basic authentication.
+        let login = self.n8n_webhook_url.as_deref().and_then(login_in);
+        forms.extend(login.map(|login| BASE64.encode(login)));
+        let in_json = |form: &String| {
+            let quoted = json!(form).to_string();
+            quoted.get(1..quoted.len() - 1).map(str::to_owned)
+        };
+        forms.extend(forms.iter().filter_map(in_json).collect::<Vec<_>>());
         // A key that is missing, which only `check` goes on from, stands everywhere in a text.
-        let shown: Vec<&str> = secrets
-            .map(Secret::reveal)
-            .filter(|secret| !secret.is_empty() && text.contains(secret))
-            .collect();
-        shown.into_iter().fold(text, |text, secret| text.replace(secret, "***"))
+        forms.retain(|form| !form.is_empty() && text.contains(form));
+        // One secret may be the beginning of another.
+        forms.sort_by_key(|form| std::cmp::Reverse(form.len()));
+        forms.iter().fold(text, |text, form| text.replace(form, "***"))
     }
+}
+
+/// `user:password` of an address, if it has one.
+fn login_in(url: &str) -> Option<&str> {
+    url.split('/').nth(2)?.rsplit_once('@').map(|(login, _)| login)
 }
 
 // --- The log -------------------------------------------------------------------------

@@ -197,6 +197,8 @@ fn a_wrong_setting_is_named_with_what_it_must_be() {
         ("PUBLIC_URL", "https://pbx.example/a b", "must be an address that starts".to_owned()),
         ("PUBLIC_URL", "https://pbx.example/?x=1", "must not have a ? or #".to_owned()),
         ("PUBLIC_URL", "https://pbx.example/#rc=2", "must not have a ? or #".to_owned()),
+        ("PUBLIC_URL", "https://me:hush@pbx.example/x", "must not have a user name".to_owned()),
+        ("PUBLIC_URL", "http://me@pbx.example", "must not have a user name".to_owned()),
         ("N8N_WEBHOOK_URL", "n8n.example/webhook/x", "must be an address that starts".to_owned()),
         ("ULTRAVOX_API_URL", "ftp://ultravox.example", "must be an address that".to_owned()),
         ("TWILIO_API_URL", "api.twilio.com", "must be an address that starts".to_owned()),
@@ -2572,6 +2574,31 @@ fn a_secret_cannot_be_printed() {
     assert_eq!(copy.reveal(), "hush");
     for printed in [format!("{secret:?}"), format!("{secret:#?}"), format!("{:?}", Some(&secret))] {
         assert!(printed.contains("***") && !printed.contains("hush"), "{printed}");
+    }
+}
+
+#[test]
+fn a_secret_is_hidden_however_it_is_quoted() {
+    let config = settings(&[
+        ("API_TOKEN", "hush-hush-hush-0"),
+        // It begins with the token.
+        ("N8N_HMAC_SECRET", "hush-hush-hush-0-and-more"),
+        ("N8N_AUTH_HEADER", "X-Key: hush\"\\tail"),
+        ("N8N_WEBHOOK_URL", "https://me:pass@n8n.example/webhook/x"),
+    ])
+    .unwrap();
+    let login = BASE64.encode("me:pass");
+    let cases = [
+        ("hush-hush-hush-0, hush-hush-hush-0-and-more".to_owned(), "***, ***".to_owned()),
+        ("hush\"\\tail".to_owned(), "***".to_owned()),
+        (
+            json!({"key": "hush\"\\tail", "authorization": format!("Basic {login}")}).to_string(),
+            json!({"key": "***", "authorization": "Basic ***"}).to_string(),
+        ),
+        ("nothing to hide".to_owned(), "nothing to hide".to_owned()),
+    ];
+    for (text, wanted) in cases {
+        assert_eq!(config.hide_secrets(text), wanted);
     }
 }
 

@@ -271,9 +271,12 @@ fn mistakes_in_settings_are_all_named_and_the_rest_is_looked_at() -> Outcome {
     // And it is said whether https would do.
     report.names("ok", "PUBLIC_URL", "health", "https://localhost", "");
 
-    let login = plain.replacen("://", &format!("://me:{PASSWORD}@"), 1);
-    let report = house.look(&[("PUBLIC_URL", &login)])?;
-    report.names("wrong", "settings", "PUBLIC_URL", "is \"http://localhost", "must be https");
+    for scheme in ["http", "https"] {
+        let login = format!("{scheme}://me:x,{PASSWORD}@pbx.example");
+        let report = house.look(&[("PUBLIC_URL", &login)])?;
+        report.blames("settings", "PUBLIC_URL", "is malformed", "must not have a user name");
+        report.names("skipped", "PUBLIC_URL", "health", "no address yet", "set PUBLIC_URL first");
+    }
     let report =
         house.look(&[("N8N_WEBHOOK_URL", &format!("https://me:{PASSWORD}@n8n.invalid/"))])?;
     report.blames("n8n", "webhook", "its name does not resolve", "");
