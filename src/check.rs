@@ -822,7 +822,7 @@ fn ask_ultravox(setup: &Setup, path: &str, deadline: Instant) -> Result<Value, T
         500.. => "Ultravox is in trouble: try again later",
         _ => "this is not what Ultravox answers: check ULTRAVOX_API_URL",
     };
-    let what = format!("{} answered {}", host_of(&url), answer.brief());
+    let what = format!("{} answered {}", host_of(&url), answer.brief(config));
     Err(Trouble { status: answer.status, ..Trouble::new(what, cure) })
 }
 
@@ -954,7 +954,7 @@ fn at_home(setup: &'static Setup, nonce: &str) -> (Finding, Option<String>) {
                 let cure = "stop it and start this one";
                 (Finding::wrong("callbridge", "port", what).cure(cure), None)
             }
-            None => another(&format!("it answered {}", answer.brief())),
+            None => another(&format!("it answered {}", answer.brief(config))),
         },
         Err(NoAnswer::Refused) => stand_in(setup, nonce),
         Err(why) => another(&why.to_string()),
@@ -1047,12 +1047,13 @@ fn from_outside(setup: &Setup, url: &str, nonce: &str, proof: Option<&str>) -> F
         }
         (None, _) => {}
     }
-    let (what, cure) = explain(&answer, url, port);
+    let (what, cure) = explain(&setup.bridge.config, &answer, url);
     wrong(what, cure)
 }
 
 /// What stands in front, or in the place, of callbridge.
-fn explain(answer: &Answer, url: &str, port: u16) -> (String, String) {
+fn explain(config: &Config, answer: &Answer, url: &str) -> (String, String) {
+    let port = config.port;
     let header = |name: &str| answer.headers.get(name).and_then(|value| value.to_str().ok());
     let code = header("ngrok-error-code").map(str::to_owned);
     if let Some(code) = code.or_else(|| ngrok_error(&answer.body)) {
@@ -1060,7 +1061,7 @@ fn explain(answer: &Answer, url: &str, port: u16) -> (String, String) {
     }
     let shown = shown_url(url);
     let cloudflare = header("cf-ray").is_some();
-    let brief = answer.brief();
+    let brief = answer.brief(config);
     match answer.status {
         530 => (
             format!("{shown}: Cloudflare's tunnel is down (530)"),
@@ -1639,8 +1640,10 @@ impl Answer {
         (self.status == 200 && is_proof).then(|| proof.to_owned())
     }
 
-    fn brief(&self) -> String {
-        let words: String = self.body.chars().filter(|c| !c.is_control()).take(60).collect();
+    /// Half a secret could not be found in it any more.
+    fn brief(&self, config: &Config) -> String {
+        let body = config.hide_secrets(self.body.clone());
+        let words: String = body.chars().filter(|c| !c.is_control()).take(60).collect();
         format!("{} {words}", self.status).trim().to_owned()
     }
 }
@@ -1772,7 +1775,8 @@ fn without_logins(text: &str) -> String {
     let mut parts = text.split("://");
     let mut kept = parts.next().unwrap_or_default().to_owned();
     for part in parts {
-        let ends = |c: char| c.is_whitespace() || matches!(c, '/' | '"' | ',');
+        // A comma may stand in a password.
+        let ends = |c: char| c.is_whitespace() || matches!(c, '/' | '"');
         let authority = part.split(ends).next().unwrap_or_default();
         let host = authority.rfind('@').map_or(0, |at| at + 1);
         kept.extend(["://", &part[host..]]);

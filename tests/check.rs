@@ -413,6 +413,10 @@ fn what_is_wrong_at_ultravox() -> Outcome {
     };
     answer(402, &json!({}))?.blames("Ultravox", "account", "answered 402", "add billing");
     answer(500, &json!({}))?.blames("Ultravox", "account", "answered 500", "try again later");
+    // The end of what is quoted falls into the middle of the key.
+    let report = answer(500, &json!(format!("{}{API_KEY}", " ".repeat(40))))?;
+    report.blames("Ultravox", "account", "answered 500", "try again later");
+    assert!(!report.text.contains(&API_KEY[..8]), "{}", report.text);
     answer(404, &json!({}))?.blames(
         "Ultravox",
         "account",
@@ -766,6 +770,8 @@ fn what_is_wrong_at_twilio() -> Outcome {
     look_at_voice(&format!("{}/incoming-call/", house.front.url), "/incoming-call/")?;
     let with_secret = format!("https://me:{PASSWORD}@host.example/x?key={PASSWORD}");
     look_at_voice(&with_secret, "is https://host.example/x")?;
+    let with_comma = format!("https://me:a,{PASSWORD}@host.example/x");
+    look_at_voice(&with_comma, "is https://host.example/x")?;
     twilio.set_number("voice_url", json!(format!("{}#rc=3", right.as_str().unwrap_or_default())));
     assert_eq!(house.look(&[])?.status, Some(0), "overrides behind the # are no difference");
     twilio.set_number("voice_url", right);
