@@ -4866,8 +4866,10 @@ impl Transcript {
 
 fn note_transcript(call: &Call, heard: &Heard) {
     let agent = lock(&call.state).agents;
-    if let Some(line) = lock(&call.transcript).hear(agent, heard) {
-        call.journal.note(&line.event());
+    // Whoever looks at the call does not wait for the disk.
+    let event = lock(&call.transcript).hear(agent, heard).map(Line::event);
+    if let Some(event) = event {
+        call.journal.note(&event);
     }
 }
 
@@ -7112,10 +7114,13 @@ fn presentable(text: &str) -> String {
         rest = behind;
     }
     presentable.push_str(rest);
-    // Unicode has line ends and changes of direction that do not count as control characters.
-    let steers = |c: char| matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    let shown = |c: char| if c.is_control() || steers(c) { ' ' } else { c };
-    presentable.chars().map(shown).take(LOG_CHARS_MAX).collect()
+    presentable.chars().map(harmless).take(LOG_CHARS_MAX).collect()
+}
+
+/// Unicode has line ends and changes of direction that do not count as control characters.
+fn harmless(c: char) -> char {
+    let steers = matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    if c.is_control() || steers { ' ' } else { c }
 }
 
 /// `CA9f3c…` is enough to tell calls apart by eye.

@@ -10,13 +10,14 @@ use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
 use std::error::Error as _;
 use std::fs;
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError, mpsc};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -30,17 +31,17 @@ use tungstenite::protocol::frame::coding::CloseCode;
 
 use super::workflow::workflow_for;
 use super::{
-    AGENT_MESSAGE_BYTES_MAX, ANNOUNCED_BYTES_MAX, Agent, BUILT_IN_AGENT, Bridge, Config, Direction,
-    Duplex, FRAME_BOUNDS_US, Failure, Filed, Form, FromAgent, FromTwilio, HEAD_BYTES_MAX, HangUp,
-    Heard, Histogram, INVOCATION_ID_BYTES_MAX, Invocation, Journal, LINE_BROKE, LOG_CHARS_MAX,
-    Level, LineEnd, LogFormat, MetricsPage, N8nReply, Party, READ_BYTES, REFUSALS, Received,
-    SETTINGS, Secret, Speaker, Stop, TOOL_WITHIN_MAX, TRANSCRIPT_BYTES_MAX,
-    TWILIO_MESSAGE_BYTES_MAX, ToolAction, Transcript, announced_body, await_news, cut,
-    delivered_at, diagram, fill, find, hashes, hex, hidden, host_only, is_e164, is_sid, journals,
-    left_behind, listed, media_for_the_eye, missing, mulaw_to_pcm, n8n_refusal, needs_attention,
-    pcm_to_mulaw, placeholders, playing_time, presentable, random_hex, random_number,
-    read_agent_call, read_greeting, read_head, selected_tools, shorten, shorten_number,
-    shown_token, sid_of, signature_is_valid, tidy_journals, trusted_roots, twiml,
+    AGENT_MESSAGE_BYTES_MAX, ANNOUNCED_BYTES_MAX, Agent, BUILT_IN_AGENT, Bridge, Call, Config,
+    Direction, Duplex, FRAME_BOUNDS_US, Failure, Filed, Form, FromAgent, FromTwilio,
+    HEAD_BYTES_MAX, HangUp, Heard, Histogram, INVOCATION_ID_BYTES_MAX, IncomingCall, Invocation,
+    Journal, LINE_BROKE, LOG_CHARS_MAX, Level, LineEnd, LogFormat, MetricsPage, N8nReply, Party,
+    READ_BYTES, REFUSALS, Received, SETTINGS, Secret, Speaker, Stop, TOOL_WITHIN_MAX,
+    TRANSCRIPT_BYTES_MAX, TWILIO_MESSAGE_BYTES_MAX, ToolAction, Transcript, announced_body,
+    await_news, cut, delivered_at, diagram, fill, find, hashes, hex, hidden, host_only, is_e164,
+    is_sid, journals, left_behind, listed, media_for_the_eye, missing, mulaw_to_pcm, n8n_refusal,
+    needs_attention, note_transcript, pcm_to_mulaw, placeholders, playing_time, presentable,
+    random_hex, random_number, read_agent_call, read_greeting, read_head, selected_tools, shorten,
+    shorten_number, shown_token, sid_of, signature_is_valid, tidy_journals, trusted_roots, twiml,
     twiml_connect_stream, ultravox_refusal, understand_reply, unreachable_party,
     url_with_and_without_port, wants_media_stream, xml_escape,
 };
@@ -2143,6 +2144,48 @@ fn a_disk_that_takes_nothing_does_not_end_a_call() {
     journal.note(&json!({"event": "ring"}));
     journal.note(&json!({"event": "end"}));
     assert!(!journal.path.exists());
+}
+
+/// A full pipe stands for a disk that hangs.
+#[test]
+fn whoever_looks_at_a_call_does_not_wait_for_the_disk() {
+    let scratch = Scratch::new();
+    let pipe = scratch.0.join("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let other_end = fs::OpenOptions::new().read(true).write(true).open(&pipe).unwrap();
+    let mut fill = Command::new("dd");
+    fill.args(["if=/dev/zero", "bs=4096", "oflag=nonblock"]).arg(format!("of={}", pipe.display()));
+    assert!(!fill.output().unwrap().status.success(), "it ends because no more goes in");
+    let incoming = IncomingCall {
+        sid: "CA1",
+        number: "+4930123456",
+        direction: Direction::In,
+        first_message: String::new(),
+        wire: String::new(),
+    };
+    let mut call = Call::new(Box::leak(Box::new(bridge())), &incoming);
+    call.journal = Journal::at(pipe);
+    let heard = Heard {
+        speaker: Speaker::User,
+        ordinal: 0,
+        text: Some("Hello?".to_owned()),
+        delta: None,
+        finished: true,
+        typed: false,
+    };
+    thread::scope(|scope| {
+        scope.spawn(|| note_transcript(&call, &heard));
+        let began = Instant::now();
+        let is_heard = || call.transcript.try_lock().is_ok_and(|heard| heard.count() == 1);
+        let mut seen = is_heard();
+        while !seen && began.elapsed() < DEADLINE {
+            thread::yield_now();
+            seen = is_heard();
+        }
+        // The pipe becomes empty, and the line goes into it.
+        assert!(BufReader::new(other_end).read_until(b'\n', &mut Vec::new()).unwrap() > 0);
+        assert!(seen, "the words are locked while they are written");
+    });
 }
 
 // ============================================================================
