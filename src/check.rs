@@ -39,7 +39,7 @@ use tungstenite::{Error as SocketError, HandshakeError};
 use crate::{
     Agent, Bridge, Config, Failure, GREETING_CHARS_MAX, InTime, LOOKUP_WITHIN, Level as LogLevel,
     LogFormat, Secret, Stop, ToN8n, ULTRAVOX_REPLY_BYTES_MAX, ask_n8n, connect, front_door,
-    http_agent, is_sid, log_as, random_hex, read_greeting, say, settings_in_force, spawn,
+    harmless, http_agent, is_sid, log_as, random_hex, read_greeting, say, settings_in_force, spawn,
     start_http, trusted_roots,
 };
 
@@ -321,9 +321,8 @@ impl Setup {
 
     /// Others' words are quoted here. None may hold a secret, or steer the reader's terminal.
     fn printable(&self, text: &str) -> String {
-        let shown = |c: char| if c.is_control() { ' ' } else { c };
         let text = self.bridge.config.hide_secrets(without_logins(text));
-        text.chars().map(shown).take(LINE_CHARS_MAX).collect()
+        text.chars().map(harmless).take(LINE_CHARS_MAX).collect()
     }
 
     fn as_json(&self, finding: &Finding) -> Value {

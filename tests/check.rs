@@ -770,6 +770,7 @@ fn what_is_wrong_at_twilio() -> Outcome {
     look_at_voice(&format!("{}/incoming-call/", house.front.url), "/incoming-call/")?;
     let with_secret = format!("https://me:{PASSWORD}@host.example/x?key={PASSWORD}");
     look_at_voice(&with_secret, "is https://host.example/x")?;
+    look_at_voice("https://x.example/\u{202e}\u{1b}[2J", "is https://x.example/  [2J")?;
     let with_comma = format!("https://me:a,{PASSWORD}@host.example/x");
     look_at_voice(&with_comma, "is https://host.example/x")?;
     twilio.set_number("voice_url", json!(format!("{}#rc=3", right.as_str().unwrap_or_default())));
