@@ -52,6 +52,13 @@
 //! next one (step 8, `another_stream`). And a process that was killed has left a journal, from
 //! which the next one takes the call up (step 8, `take_up`).
 //!
+//! # Beside the call
+//!
+//! The owner sees the calls on the live page (`page.html`), its figures at `/metrics`, and what n8n
+//! has not taken with `callbridge outbox`. Some threads belong to no call: they keep Ultravox and
+//! n8n ready, offer transcripts again, and remove old journals. `check`, `demo`, `diagram` and
+//! `workflow` are commands with a file each.
+//!
 //! # What does not flow downwards
 //!
 //! Two things travel against the reading direction: the **token** (step 5 finds what step 4
@@ -429,7 +436,7 @@ fn main() -> ExitCode {
         ["demo", ..] => demo::run(&arguments[1..]).map_err(|flop| {
             if flop.misused { Stop::Misused(flop.text) } else { Stop::Failed(flop.text) }
         }),
-        ["--help" | "-h" | "help"] => {
+        ["--help" | "-h" | "help"] | ["outbox" | "workflow" | "diagram", "--help" | "-h"] => {
             say(USAGE);
             Ok(())
         }
