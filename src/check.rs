@@ -1171,8 +1171,13 @@ fn upgrade(setup: &Setup, url: &str) -> Result<(), SocketError> {
     let deadline = Instant::now() + UPGRADE_WITHIN;
     let stream = StreamOwned::new(tls, InTime { socket: &socket, deadline });
     match tungstenite::client::client(request, stream) {
-        // Dropped at once: without a `start` there is no call.
-        Ok(_) => Ok(()),
+        Ok((mut socket, _)) => {
+            // Without a `start` there is no call. Said in order, so that nobody warns of it.
+            if socket.close(None).and_then(|()| socket.flush()).is_err() {
+                // It opened, and that was the question.
+            }
+            Ok(())
+        }
         Err(HandshakeError::Failure(error)) => Err(error),
         Err(HandshakeError::Interrupted(_)) => Err(SocketError::Io(io::ErrorKind::TimedOut.into())),
     }

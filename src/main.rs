@@ -496,13 +496,14 @@ struct Bridge {
 }
 
 fn serve() -> Result<(), Stop> {
-    let mut config =
-        Config::load().map_err(|complaints| needs_attention("setting", &complaints))?;
+    let config = Config::load().map_err(|complaints| needs_attention("setting", &complaints))?;
     log_as(config.log_level, config.log_format);
     std::panic::set_hook(Box::new(|panic| {
         let thread = thread::current();
         log!(Error, "thread {} {panic}", thread.name().unwrap_or("without a name"));
     }));
+    let mut bridge = Box::new(Bridge::new(config)?);
+    let config = &mut bridge.config;
     let listener = TcpListener::bind((config.bind, config.port)).map_err(|error| {
         let (bind, port) = (config.bind, config.port);
         Stop::Failed(format!("callbridge: cannot listen on {bind}:{port}: {error}"))
@@ -513,7 +514,7 @@ fn serve() -> Result<(), Stop> {
             .map_err(|why| Stop::Failed(format!("callbridge: PUBLIC_URL=ngrok: {why}")))?;
     }
     // Threads of calls hold on to it until the process ends, so nobody could ever free it.
-    let bridge: &'static Bridge = Box::leak(Box::new(Bridge::new(config)?));
+    let bridge: &'static Bridge = Box::leak(bridge);
     run(bridge, listener).map_err(|error| Stop::Failed(format!("callbridge: {error}")))
 }
 
@@ -3407,7 +3408,8 @@ fn media_stream(bridge: &'static Bridge, visit: &Visit, head: Vec<u8>) {
         line.await_close();
     };
     let (start, wire) = match await_start(&line) {
-        Ok(start) => start,
+        Ok(Some(start)) => start,
+        Ok(None) => return log!(Info, "a media stream said goodbye before its start"),
         Err(why) => return refuse("no_start", &why),
     };
     if start.media_format.encoding != "audio/x-mulaw"
@@ -3500,7 +3502,8 @@ fn plain_answer(mut socket: &TcpStream, status: &str) {
 }
 
 /// The message, and its text.
-fn await_start(line: &Duplex) -> Result<(Start, Utf8Bytes), String> {
+/// None: the other side said goodbye before it began, as `callbridge check` does.
+fn await_start(line: &Duplex) -> Result<Option<(Start, Utf8Bytes)>, String> {
     let deadline = Instant::now() + START_WITHIN;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
@@ -3511,10 +3514,11 @@ fn await_start(line: &Duplex) -> Result<(Start, Utf8Bytes), String> {
             Ok((Received::Text(text), _)) => text,
             Ok((Received::Binary(_), _)) => return Err("a binary message before start".into()),
             Err(LineEnd::Quiet) => continue,
+            Err(LineEnd::Closed(_)) => return Ok(None),
             Err(end) => return Err(format!("before start: {end}")),
         };
         match FromTwilio::parse(&text, "")? {
-            FromTwilio::Start(start) => return Ok((start, text)),
+            FromTwilio::Start(start) => return Ok(Some((start, text))),
             FromTwilio::Connected | FromTwilio::Unknown(_) => {}
             FromTwilio::Media(_) | FromTwilio::Dtmf(_) | FromTwilio::Mark(_) | FromTwilio::Stop => {
                 return Err("another message before start".into());
