@@ -526,8 +526,12 @@ fn run(bridge: &'static Bridge, listener: TcpListener) -> io::Result<()> {
     introduce(bridge, address);
     keep_ready(bridge)?;
     spawn("front door".into(), move || front_door(bridge, &listener))?;
-    // Thousands of journals take a while to read, and a caller does not wait for them.
-    start_outbox(bridge)?;
+    // Thousands of journals take a while to read. Neither a caller nor a signal waits for them.
+    spawn("journals".into(), move || {
+        if let Err(error) = start_outbox(bridge) {
+            log!(Error, "transcripts stay on disk until the next start: {error}");
+        }
+    })?;
     await_end(bridge, signals)
 }
 

@@ -973,7 +973,6 @@ fn a_call_taken_up_is_not_filed_without_its_second_half() -> Outcome {
     Ok(())
 }
 
-/// Near the end of `MAX_CALL_SECONDS` the caller still gets the last words that Ultravox allows.
 /// A first journal that takes its time: a pipe, which can be read when the test has written it.
 /// Until then the bridge is to serve, and to mix nothing up.
 #[test]
@@ -1027,6 +1026,22 @@ fn calls_are_served_while_the_journals_are_still_being_read() -> Outcome {
     Ok(())
 }
 
+#[test]
+fn a_signal_does_not_wait_for_the_journals() -> Outcome {
+    let world = builder().start()?;
+    world.bridge.kill();
+    let calls = world.data_dir().join("calls");
+    fs::create_dir_all(&calls)?;
+    let slow = calls.join("20200101T000000Z-CAslow.jsonl");
+    assert!(Command::new("mkfifo").arg(&slow).status()?.success());
+    world.bridge.restart()?;
+    assert_eq!(world.get("/health")?.status, 200);
+    world.bridge.ask_to_stop()?;
+    assert!(world.bridge.wait_exit(PATIENCE)?.success());
+    Ok(())
+}
+
+/// Near the end of `MAX_CALL_SECONDS` the caller still gets the last words that Ultravox allows.
 #[test]
 fn a_call_taken_up_late_is_not_cut_off_at_once() -> Outcome {
     let world = builder().start()?;
