@@ -36,7 +36,7 @@ use tungstenite::client::IntoClientRequest as _;
 use tungstenite::http::{HeaderMap, HeaderValue, Uri};
 use tungstenite::{Error as SocketError, HandshakeError};
 
-use crate::{
+use super::{
     Agent, Bridge, Config, Failure, GREETING_CHARS_MAX, InTime, LOOKUP_WITHIN, Level as LogLevel,
     LogFormat, Secret, Stop, ToN8n, ULTRAVOX_REPLY_BYTES_MAX, ask_n8n, connect, front_door,
     harmless, http_agent, is_sid, log_as, random_hex, read_greeting, say, settings_in_force, spawn,
