@@ -479,8 +479,8 @@ struct Bridge {
     outbox: Outbox,
     ringing: Ringing,
     metrics: Metrics,
-    /// When this process began, for the metrics.
-    began: jiff::Timestamp,
+    /// When this process began. A page that is open sees by it that there is another one.
+    began: Timestamp,
     /// Whether Ultravox would take a call, as far as it has been asked.
     agent_is_ready: AtomicBool,
     /// No new calls any more.
@@ -553,7 +553,7 @@ impl Bridge {
             outbox: Outbox::default(),
             ringing: Ringing::default(),
             metrics: Metrics::new(&agent),
-            began: jiff::Timestamp::now(),
+            began: Timestamp::now(),
             agent_is_ready: AtomicBool::new(false),
             draining: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
@@ -1336,7 +1336,7 @@ fn answer(bridge: &'static Bridge, mut request: tiny_http::Request) {
         (Method::Get | Method::Head, _) if path.starts_with("/calls/") => {
             from_owner(bridge, &request, call_story)
         }
-        (Method::Get, "/metrics") => from_owner(bridge, &request, metrics),
+        (Method::Get | Method::Head, "/metrics") => from_owner(bridge, &request, metrics),
         (Method::Get | Method::Head, "/ready") => ready(bridge),
         (_, "/incoming-call" | "/stream-ended" | "/call-status") => {
             log!(Warn, "{} {path}: Twilio's webhook must be set to HTTP POST", request.method());
@@ -3505,8 +3505,8 @@ fn plain_answer(mut socket: &TcpStream, status: &str) {
     shut(socket);
 }
 
-/// The message, and its text.
-/// None: the other side said goodbye before it began, as `callbridge check` does.
+/// The message and its text. None: the other side said goodbye before it began, as `callbridge
+/// check` does.
 fn await_start(line: &Duplex) -> Result<Option<(Start, Utf8Bytes)>, String> {
     let deadline = Instant::now() + START_WITHIN;
     loop {
@@ -5030,7 +5030,8 @@ impl Filed {
         let text = String::from_utf8_lossy(&fs::read(path)?).into_owned();
         let mut filed = Filed::default();
         // A journal's bulk, and nothing that anybody has to know again. In a text of another
-        // event these quotes would have backslashes before them.
+        // event these quotes would have backslashes before them; a tool's arguments may hold them
+        // as they are, and such a line is nothing to go on from either.
         let lines = text.lines().filter(|line| !line.contains("\"event\":\"wire\""));
         for event in lines.filter_map(|line| serde_json::from_str::<Value>(line).ok()) {
             let what = event["event"].as_str().unwrap_or_default();
@@ -6220,6 +6221,10 @@ impl DuplexState {
             while left > 0 {
                 let plain = reader.fill_buf()?;
                 let count = plain.len();
+                if count == 0 {
+                    // Less than announced: without this the thread would turn here for ever.
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
                 self.arrived.bytes.extend(plain);
                 reader.consume(count);
                 left -= count;
