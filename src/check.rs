@@ -36,12 +36,21 @@ use tungstenite::client::IntoClientRequest as _;
 use tungstenite::http::{HeaderMap, HeaderValue, Uri};
 use tungstenite::{Error as SocketError, HandshakeError};
 
-use super::{
-    Agent, Bridge, Config, Failure, GREETING_CHARS_MAX, InTime, LOOKUP_WITHIN, Level as LogLevel,
-    LogFormat, Secret, Stop, ToN8n, ULTRAVOX_REPLY_BYTES_MAX, ask_n8n, connect, front_door,
-    harmless, http_agent, is_sid, log_as, random_hex, read_greeting, say, settings_in_force, spawn,
-    start_http, trusted_roots,
-};
+use crate::door::front_door;
+use crate::door::inner::start_http;
+use crate::parties::n8n::reply::read_greeting;
+use crate::parties::n8n::{ToN8n, ask_n8n};
+use crate::parties::twilio::is_sid;
+use crate::parties::ultravox::ULTRAVOX_REPLY_BYTES_MAX;
+use crate::setup::agent::Agent;
+use crate::setup::settings::{Config, settings_in_force};
+use crate::toolbox::dial::{InTime, connect};
+use crate::toolbox::failure::{Failure, Secret, Stop};
+use crate::toolbox::http::{http_agent, trusted_roots};
+use crate::toolbox::log::{Level as LogLevel, LogFormat, harmless, log_as, say};
+use crate::toolbox::random::random_hex;
+use crate::toolbox::threads::spawn;
+use crate::{Bridge, GREETING_CHARS_MAX, LOOKUP_WITHIN};
 
 // ============================================================================
 // The verb

@@ -6,7 +6,9 @@
 
 use std::collections::BTreeMap;
 
-use super::{Agent, Stop, Tool, ToolAction, say};
+use crate::setup::agent::{Agent, Tool, ToolAction};
+use crate::toolbox::failure::Stop;
+use crate::toolbox::log::say;
 
 #[derive(Clone, Copy)]
 pub(crate) enum Form {

@@ -9,15 +9,14 @@
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
 use std::error::Error as _;
-use std::fs;
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError, mpsc};
-use std::thread;
 use std::time::{Duration, Instant};
+use std::{fs, thread};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -30,21 +29,39 @@ use tungstenite::protocol::Role;
 use tungstenite::protocol::frame::coding::CloseCode;
 
 use super::workflow::workflow_for;
-use super::{
-    AGENT_MESSAGE_BYTES_MAX, ANNOUNCED_BYTES_MAX, Agent, BUILT_IN_AGENT, Bridge, Call, Config,
-    Direction, Duplex, FRAME_BOUNDS_US, Failure, Filed, Form, FromAgent, FromTwilio,
-    HEAD_BYTES_MAX, HangUp, Heard, Histogram, INVOCATION_ID_BYTES_MAX, IncomingCall, Invocation,
-    Journal, LINE_BROKE, LOG_CHARS_MAX, Level, LineEnd, LogFormat, MetricsPage, N8nReply, Party,
-    READ_BYTES, REFUSALS, Received, SETTINGS, Secret, Speaker, Stop, TOOL_WITHIN_MAX,
-    TRANSCRIPT_BYTES_MAX, TWILIO_MESSAGE_BYTES_MAX, ToolAction, Transcript, announced_body,
-    await_news, cut, delivered_at, diagram, fill, find, hashes, hex, hidden, host_only, is_e164,
-    is_sid, journals, left_behind, listed, media_for_the_eye, missing, mulaw_to_pcm, n8n_refusal,
-    needs_attention, note_transcript, pcm_to_mulaw, placeholders, playing_time, presentable,
-    random_hex, random_number, read_agent_call, read_greeting, read_head, selected_tools, shorten,
-    shorten_number, shown_token, sid_of, signature_is_valid, tidy_journals, trusted_roots, twiml,
-    twiml_connect_stream, ultravox_refusal, understand_reply, unreachable_party,
-    url_with_and_without_port, wants_media_stream, xml_escape,
+use crate::around::shutdown::await_news;
+use crate::door::head::{
+    ANNOUNCED_BYTES_MAX, HEAD_BYTES_MAX, announced_body, read_head, wants_media_stream,
 };
+use crate::owner::access::shown_token;
+use crate::owner::metrics::MetricsPage;
+use crate::owner::page::hashes;
+use crate::parties::n8n::N8nReply;
+use crate::parties::n8n::reply::{n8n_refusal, read_greeting, understand_reply};
+use crate::parties::twilio::stream::{FromTwilio, media_for_the_eye};
+use crate::parties::twilio::twiml::{twiml, twiml_connect_stream, xml_escape};
+use crate::parties::twilio::{Form, is_sid, signature_is_valid, url_with_and_without_port};
+use crate::parties::ultravox::leg::{FromAgent, INVOCATION_ID_BYTES_MAX, Invocation};
+use crate::parties::ultravox::{host_only, read_agent_call, selected_tools, ultravox_refusal};
+use crate::records::journal::{Direction, HangUp, Journal};
+use crate::records::outbox::{left_behind, tidy_journals};
+use crate::records::past::{Filed, delivered_at, journals, sid_of};
+use crate::records::transcript::{Heard, LINE_BROKE, Speaker, TRANSCRIPT_BYTES_MAX, Transcript};
+use crate::setup::agent::{Agent, BUILT_IN_AGENT, TOOL_WITHIN_MAX, ToolAction};
+use crate::setup::settings::{Config, SETTINGS};
+use crate::toolbox::failure::{Failure, Party, Secret, Stop, needs_attention, unreachable_party};
+use crate::toolbox::http::trusted_roots;
+use crate::toolbox::log::{LOG_CHARS_MAX, Level, LogFormat, presentable};
+use crate::toolbox::metrics::{FRAME_BOUNDS_US, Histogram, REFUSALS};
+use crate::toolbox::random::{random_hex, random_number};
+use crate::toolbox::socket::{
+    AGENT_MESSAGE_BYTES_MAX, Duplex, LineEnd, READ_BYTES, Received, TWILIO_MESSAGE_BYTES_MAX,
+};
+use crate::toolbox::sound::{mulaw_to_pcm, pcm_to_mulaw, playing_time};
+use crate::toolbox::text::{
+    cut, fill, find, hex, hidden, is_e164, listed, placeholders, shorten, shorten_number,
+};
+use crate::{Bridge, Call, IncomingCall, diagram, missing, note_transcript};
 
 /// Ends a test that would hang. Never reached while all is well.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -3344,10 +3361,11 @@ fn a_histogram_puts_each_time_where_it_belongs() {
     for us in [0, 10, 11, 100_000, 100_001, 3_000_000] {
         histogram.observe(Duration::from_micros(us));
     }
-    let counts: Vec<u64> = histogram.counts.iter().map(super::Counter::value).collect();
+    let counts: Vec<u64> =
+        histogram.counts.iter().map(crate::toolbox::metrics::Counter::value).collect();
     assert_eq!(counts, [2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 2]);
     assert_eq!(histogram.sum_ns.load(Ordering::Relaxed), 3_200_022_000);
-    assert!(FRAME_BOUNDS_US.is_sorted() && super::WAIT_BOUNDS_US.is_sorted());
+    assert!(FRAME_BOUNDS_US.is_sorted() && crate::toolbox::metrics::WAIT_BOUNDS_US.is_sorted());
 }
 
 #[test]

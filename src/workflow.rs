@@ -20,7 +20,10 @@ use std::collections::BTreeMap;
 use ring::digest;
 use serde_json::{Value, json};
 
-use super::{Agent, Stop, Tool, ToolAction, complain, hex, say};
+use crate::setup::agent::{Agent, Tool, ToolAction};
+use crate::toolbox::failure::Stop;
+use crate::toolbox::log::{complain, say};
+use crate::toolbox::text::hex;
 
 pub(crate) const BUILT_IN: &str = include_str!("agent/n8n-workflow.json");
 /// What the built-in workflow answers: greeting, transcript, booking.
