@@ -106,8 +106,9 @@ use tungstenite::Bytes;
 use tungstenite::protocol::Message;
 use tungstenite::protocol::frame::coding::CloseCode;
 
+
 use crate::around::lines::{CallSlot, Calls, Slot};
-use crate::around::mend::{another_stream, take_up};
+use crate::around::mend::{another_stream, resume_agent, take_up};
 use crate::around::ready::{health, keep_ready, ready};
 use crate::around::shutdown::await_end;
 use crate::door::inner::start_http;
@@ -120,38 +121,31 @@ use crate::owner::metrics::metrics;
 use crate::owner::outgoing::{Ringing, outgoing_call};
 use crate::owner::page::page;
 use crate::owner::phone::{browser_call, browser_stream, browser_stream_ended};
-use crate::parties::n8n::reply::{read_greeting, understand_reply};
-use crate::parties::n8n::{N8nReply, ToN8n, ask_n8n};
-use crate::parties::twilio::stream::{
-    CallerLeg, FromTwilio, TO_TWILIO_BYTES_MAX, accept_stream, await_start, media_for_the_eye,
-};
-use crate::parties::twilio::twiml::{
-    twiml, twiml_connect_stream, twiml_say, twiml_transfer, xml_escape,
-};
-use crate::parties::twilio::{Form, TWILIO_WEBHOOK, is_final, is_sid, signature_is_valid};
-use crate::parties::ultravox::leg::{FromAgent, Invocation, ToolResult, ping, tell_result};
-use crate::parties::ultravox::{
-    AGENT_AHEAD_MS, AgentCall, agent_call_for_the_eye, host_only, post_agent_call, selected_tools,
-};
-use crate::records::exhibit::Exhibit;
+use crate::parties::n8n::{N8n, Question};
+use crate::parties::twilio::messages::FromTwilio;
+use crate::parties::twilio::stream::{self, CallerLeg};
+use crate::parties::twilio::{Form, TWILIO_WEBHOOK, is_final, is_sid, signature_is_valid, twiml};
+use crate::parties::ultravox::body::{self, NewCall, Opening};
+use crate::parties::ultravox::leg::{AgentLeg, FromAgent, Invocation, ToolResult};
+use crate::parties::ultravox::{AGENT_WITHIN, AgentCall, Ultravox};
 use crate::records::journal::{Direction, HangUp, Journal, WIRE_CHARS_MAX, end_event};
 use crate::records::outbox::{Outbox, Parcel, start_outbox, transfer_max};
 use crate::records::past::Filed;
+use crate::records::tap::{Exhibit, Tap, hidden};
 use crate::records::transcript::{Heard, LINE_BROKE, Line, NOBODY_ANSWERED, Transcript};
 use crate::setup::agent::{Agent, Tool, ToolAction, find_calendar};
 use crate::setup::settings::Config;
 use crate::setup::start_lines::introduce;
-use crate::toolbox::dial::dial;
-use crate::toolbox::failure::{Failure, Party, Secret, Stop, needs_attention};
-use crate::toolbox::http::{http_agent, tls_config, trusted_roots};
+use crate::toolbox::failure::{Failure, Stop, needs_attention};
+use crate::toolbox::http::{Http, tls_config, trusted_roots};
 use crate::toolbox::log::{Sid, complain, log, log_as, say};
-use crate::toolbox::metrics::Metrics;
-use crate::toolbox::random::{random_bytes, random_hex, random_number};
-use crate::toolbox::socket::{Duplex, LineEnd, Received};
-use crate::toolbox::sound::{
-    FRAME, FRAME_BYTES, SAMPLE_BYTES, SAMPLE_RATE_HZ, mulaw_to_pcm, pcm_for_the_eye, pcm_to_mulaw,
+use crate::toolbox::metrics::{
+    ANSWER_TIME, BROKEN_LINES, CALLS, DEAD_AIR, RESUMES, Relayed, TOOL_TIME, TOOLS, refused,
 };
-use crate::toolbox::text::{cut, fill, hex, hidden, is_e164, listed, shorten, shorten_number};
+use crate::toolbox::random::{random_bytes, random_hex, random_number};
+use crate::toolbox::socket::SocketEnd;
+use crate::toolbox::sound::{FRAME, FRAME_BYTES, PcmStream, Tone, to_pcm};
+use crate::toolbox::text::{cut, fill, hex, is_e164, listed, shorten, shorten_number};
 use crate::toolbox::threads::{lock, spawn, spawn_for_call};
 use crate::toolbox::time::millis;
 
@@ -182,9 +176,6 @@ mod workflow;
 
 /// Step 2 in all. Then the default greeting is used.
 const LOOKUP_WITHIN: Duration = Duration::from_secs(2);
-
-/// Step 3 in all: create and join. Then the caller hears the apology.
-const AGENT_WITHIN: Duration = Duration::from_secs(10);
 
 const _: () = assert!(
     LOOKUP_WITHIN.as_secs() + AGENT_WITHIN.as_secs() < TWILIO_WEBHOOK.as_secs(),
@@ -236,9 +227,6 @@ const TOOL_ANSWERS_MAX: usize = 100;
 
 /// Different invocations answered on one agent line. More is a storm, and gets an error each.
 const INVOCATIONS_MAX: usize = 500;
-
-/// A greeting from n8n. A longer one is a mistake in the workflow, and the default is used.
-const GREETING_CHARS_MAX: usize = 2_000;
 
 /// A tool's name in a journal. Whoever invents one may invent a long one.
 const TOOL_NAME_CHARS_MAX: usize = 100;
@@ -302,16 +290,16 @@ fn main() -> ExitCode {
 
 /// Everything that outlives a call. One per process, never freed.
 struct Bridge {
-    config: Config,
+    config: Arc<Config>,
     agent: Agent,
-    /// Requests to Ultravox, n8n and Twilio.
-    web: ureq::Agent,
+    http: Http,
     tls: Arc<ClientConfig>,
+    ultravox: Ultravox,
+    n8n: N8n,
     calls: Calls,
     lobby: Lobby,
     outbox: Outbox,
     ringing: Ringing,
-    metrics: Metrics,
     /// When this process began. A page that is open sees by it that there is another one.
     began: Timestamp,
     /// Whether Ultravox would take a call, as far as it has been asked.
@@ -321,7 +309,7 @@ struct Bridge {
     /// And the last ones are being ended.
     stopping: AtomicBool,
     /// `tiny_http`, listening on loopback.
-    http: Mutex<Option<Arc<tiny_http::Server>>>,
+    inner: Mutex<Option<Arc<tiny_http::Server>>>,
     /// Known to nobody else: what is signed with it comes from this process.
     identity: hmac::Key,
     /// `callbridge check` listens where the server would, and takes no calls.
@@ -378,23 +366,25 @@ impl Bridge {
     }
 
     fn build(config: Config, agent: Agent, roots: &[CertificateDer<'static>]) -> Bridge {
+        let (config, http, tls) = (Arc::new(config), Http::new(roots), tls_config(roots));
         Bridge {
-            tls: tls_config(roots),
-            web: http_agent(roots),
+            ultravox: Ultravox::new(http.clone(), Arc::clone(&tls), Arc::clone(&config)),
+            n8n: N8n::new(http.clone(), Arc::clone(&config)),
             calls: Calls::default(),
             lobby: Lobby::default(),
             outbox: Outbox::default(),
             ringing: Ringing::default(),
-            metrics: Metrics::new(&agent),
             began: Timestamp::now(),
             agent_is_ready: AtomicBool::new(false),
             draining: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
-            http: Mutex::default(),
+            inner: Mutex::default(),
             identity: hmac::Key::new(hmac::HMAC_SHA256, &random_bytes::<32>()),
             stands_in: false,
             config,
             agent,
+            http,
+            tls,
         }
     }
 }
@@ -424,7 +414,7 @@ fn answer(bridge: &'static Bridge, mut request: tiny_http::Request) {
         (Method::Get | Method::Head, "/ready") => ready(bridge),
         (_, "/incoming-call" | "/stream-ended" | "/call-status") => {
             log!(Warn, "{} {path}: Twilio's webhook must be set to HTTP POST", request.method());
-            bridge.metrics.refused("method");
+            refused("method");
             Reply::text(405, "use POST (in Twilio's console: \"HTTP POST\" beside the webhook)")
         }
         _ => Reply::text(404, "there is nothing here"),
@@ -468,7 +458,7 @@ fn incoming_call(bridge: &'static Bridge, form: &Form) -> Reply {
     let sid = form.get("CallSid");
     if !is_sid(sid) {
         log!(Warn, "/incoming-call without a usable CallSid");
-        bridge.metrics.refused("call_sid");
+        refused("call_sid");
         return Reply::text(400, "CallSid is missing or malformed");
     }
     let ringing = bridge.ringing.take(form.get("outgoing"));
@@ -478,7 +468,7 @@ fn incoming_call(bridge: &'static Bridge, form: &Form) -> Reply {
         None => (Direction::In, form.get("From")),
     };
     let first_message = ringing.unwrap_or_default();
-    let wire = format!("POST /incoming-call\nX-Twilio-Signature: ***\n\n{}", form.for_the_eye());
+    let wire = format!("POST /incoming-call\nX-Twilio-Signature: ***\n\n{}", form.redacted());
     let incoming = IncomingCall { sid, number, direction, first_message, wire };
     Reply::twiml(take_call(bridge, &incoming).twiml(bridge))
 }
@@ -489,7 +479,7 @@ fn take_call(bridge: &'static Bridge, incoming: &IncomingCall) -> Answer {
     let phrases = &bridge.agent.phrases;
     if bridge.draining.load(Ordering::SeqCst) {
         log!(Sid { sid }, Info, Ring, "not taken, this process is about to end");
-        bridge.metrics.refused("stopping");
+        refused("stopping");
         return cannot_serve(bridge, &phrases.closing);
     }
     let (call, slot) = match bridge.calls.take_slot(sid, || Call::new(bridge, incoming)) {
@@ -499,14 +489,14 @@ fn take_call(bridge: &'static Bridge, incoming: &IncomingCall) -> Answer {
         Slot::Known(call) => return call.await_answer(),
         Slot::None => {
             log!(Sid { sid }, Warn, Ring, "all {} lines are busy", bridge.config.max_calls);
-            bridge.metrics.refused("busy");
+            refused("busy");
             return cannot_serve(bridge, &phrases.busy);
         }
     };
     // The owner, who has called for it, may call as often as there are lines.
     if *direction == Direction::In && bridge.calls.is_too_often(bridge, number) {
         log!(call, Warn, Ring, "{} calls too often", shorten_number(number));
-        bridge.metrics.refused("too_often");
+        refused("too_often");
         return Answer::Sentence(phrases.busy.clone());
     }
     let does = if *direction == Direction::Out { "has picked up" } else { "is calling" };
@@ -517,7 +507,7 @@ fn take_call(bridge: &'static Bridge, incoming: &IncomingCall) -> Answer {
         "number": call.number,
         "direction": direction,
     }));
-    call.show(Exhibit::Ring, || wire.clone());
+    call.tap.show(Exhibit::Ring, || wire.clone());
     let opening = match direction {
         Direction::In | Direction::Browser => Opening::Greet(greeting(&call)),
         Direction::Out => Opening::WeCalled(ordered_greeting(&call, first_message)),
@@ -533,7 +523,7 @@ fn connect_to_agent(call: &Arc<Call>, slot: CallSlot, opening: &Opening) -> Answ
     let answer = match &ready {
         Ok(()) => {
             if !matches!(opening, Opening::GoOn(_)) {
-                call.bridge.metrics.answer_time.of(&[]).observe(rang_for);
+                ANSWER_TIME.of(&[]).observe(rang_for);
             }
             log!(call, Info, Answer, "connecting to our Media Stream, {ms} ms after it rang"; ms);
             Answer::Stream { token: call.new_token() }
@@ -545,7 +535,7 @@ fn connect_to_agent(call: &Arc<Call>, slot: CallSlot, opening: &Opening) -> Answ
         }
     };
     call.journal.note(&json!({"event": "answer", "ms": ms, "what": answer.word()}));
-    call.show(Exhibit::Answer, || answer.for_the_eye(call.bridge));
+    call.tap.show(Exhibit::Answer, || answer.redacted(call.bridge));
     if ready.is_err() {
         after(call);
     }
@@ -574,7 +564,7 @@ fn from_twilio(
                  the address Twilio calls",
                 if signature.is_empty() { "missing" } else { "wrong" }
             );
-            bridge.metrics.refused("signature");
+            refused("signature");
             return Reply::text(403, "the signature is missing or wrong");
         }
     }
@@ -596,11 +586,8 @@ struct Call {
     state: Mutex<CallState>,
     changed: Condvar,
     transcript: Mutex<Transcript>,
-    journal: Journal,
-    /// A bit for each [`Exhibit`] that the journal has.
-    shown: AtomicU64,
-    /// When the caller was last loud enough to be speaking, in milliseconds after `rang`.
-    loud_at_ms: AtomicU64,
+    journal: Arc<Journal>,
+    tap: Arc<Tap>,
     /// Answers of n8n tools by a hash of what was asked, so that asking twice does not book twice.
     tool_answers: Mutex<HashMap<String, Arc<Mutex<Option<String>>>>>,
     tools_running: AtomicUsize,
@@ -615,7 +602,7 @@ struct CallState {
     /// Streams that this call has been given a token for.
     streams: u32,
     /// Missing while it is being created, and while a broken line is being mended.
-    agent: Option<Arc<Duplex>>,
+    agent: Option<Arc<AgentLeg>>,
     /// Ultravox's id of the latest agent, to go on from.
     agent_id: String,
     /// How many agents there have been. Their transcripts count from 0 each.
@@ -638,6 +625,8 @@ struct CallState {
 impl Call {
     fn new(bridge: &'static Bridge, incoming: &IncomingCall) -> Call {
         let state = CallState { stage: bridge.agent.first_stage.clone(), ..CallState::default() };
+        let path = Journal::path(&bridge.config.data_dir, incoming.sid);
+        let journal = Arc::new(Journal::at(path));
         Call {
             bridge,
             sid: incoming.sid.to_owned(),
@@ -648,9 +637,8 @@ impl Call {
             state: Mutex::new(state),
             changed: Condvar::new(),
             transcript: Mutex::default(),
-            journal: Journal::at(Journal::path(&bridge.config.data_dir, incoming.sid)),
-            shown: AtomicU64::new(0),
-            loud_at_ms: AtomicU64::new(0),
+            tap: Arc::new(Tap::new(Arc::clone(&journal), Arc::clone(&bridge.config))),
+            journal,
             tool_answers: Mutex::default(),
             tools_running: AtomicUsize::new(0),
         }
@@ -677,7 +665,8 @@ impl Call {
         }
         call.rang = Instant::now().checked_sub(filed.age).unwrap_or(call.rang);
         call.transcript = Mutex::new(filed.transcript);
-        call.journal = Journal::at(path);
+        call.journal = Arc::new(Journal::at(path));
+        call.tap = Arc::new(Tap::new(Arc::clone(&call.journal), Arc::clone(&bridge.config)));
         call
     }
 
@@ -699,7 +688,7 @@ impl Call {
         let event = json!({"event": "goodbye", "endedBy": ended_by, "ms": ms});
         self.journal.note(&event);
         if let Some(agent) = agent {
-            agent.close(CloseCode::Normal, "the call is over");
+            agent.close("the call is over");
         }
         self.changed.notify_all();
     }
@@ -731,8 +720,16 @@ impl Call {
         waited.unwrap_or_else(PoisonError::into_inner).0.caller.clone()
     }
 
-    fn agent(&self) -> Option<Arc<Duplex>> {
+    fn agent(&self) -> Option<Arc<AgentLeg>> {
         lock(&self.state).agent.clone()
+    }
+
+    /// What a stage sends to Ultravox: its prompt, voice and tools.
+    fn stage_body(&self, stage: &str) -> Value {
+        let Bridge { config, agent, .. } = self.bridge;
+        let Some(stage) = agent.stages.get(stage) else { return json!({}) };
+        let prompt = fill(&stage.prompt, |name| self.placeholder(name));
+        body::stage_body(config, agent, stage, &prompt)
     }
 
     fn default_greeting(&self) -> String {
@@ -789,7 +786,8 @@ fn greeting(call: &Call) -> String {
         return call.default_greeting();
     }
     let began = Instant::now();
-    let found = ask_for_greeting(call);
+    let n8n = &call.bridge.n8n;
+    let found = n8n.greeting(&call.sid, &call.number, LOOKUP_WITHIN, &call.tap);
     let ms = millis(began.elapsed());
     match found {
         Ok(None) => {
@@ -824,27 +822,6 @@ fn note_greeting(call: &Call, from: &str, ms: u64, why: &str) {
     call.journal.note(&json!({"event": "greeting", "from": from, "ms": ms, "why": why}));
 }
 
-fn ask_for_greeting(call: &Call) -> Result<Option<String>, Failure> {
-    let question = ToN8n {
-        sid: &call.sid,
-        number: &call.number,
-        route: "1",
-        data: "empty",
-        key: format!("{}-1", call.sid),
-        ended_by: None,
-    };
-    call.show(Exhibit::Lookup, || question.for_the_eye());
-    let understand = |reply: &N8nReply| {
-        call.show(Exhibit::LookedUp, || reply.for_the_eye());
-        read_greeting(reply)
-    };
-    let text = ask_n8n(call.bridge, &question, LOOKUP_WITHIN, understand)?;
-    if text.as_ref().is_some_and(|text| text.chars().count() > GREETING_CHARS_MAX) {
-        let what = format!("a greeting of more than {GREETING_CHARS_MAX} characters");
-        return Err(Failure::new(Party::N8n, what));
-    }
-    Ok(text)
-}
 
 // ============================================================================
 // 3. Agent: an Ultravox call is created, and joined at once
@@ -861,50 +838,21 @@ fn ready_agent(call: &Arc<Call>, slot: CallSlot, opening: &Opening) -> Result<()
     let began = Instant::now();
     let created = create_agent_call(call, opening, began + AGENT_WITHIN)?;
     let short_id = created.id.chars().take(4).collect::<String>();
-    let agent = Arc::new(join_in_time(call, created.join_url, began + AGENT_WITHIN)?);
+    let joined = call.bridge.ultravox.join(&call.sid, created, began + AGENT_WITHIN, &call.tap)?;
+    let agent = Arc::new(joined);
     lock(&call.state).agent = Some(Arc::clone(&agent));
     let (the_call, the_agent) = (Arc::clone(call), Arc::clone(&agent));
     spawn_for_call(format!("{} agent", shorten(&call.sid)), move || {
         agent_thread(&the_call, slot, the_agent);
     })
     .map_err(|error| {
-        agent.close(CloseCode::Normal, "nobody can take this call");
-        agent.shut();
+        agent.close("nobody can take this call");
+        agent.cut();
         Failure::new(Party::Ultravox, "no thread for the agent").caused_by(error)
     })?;
     let ms = began.elapsed().as_millis();
     log!(call, Info, Agent, "Ultravox call {short_id} ready after {ms} ms"; ms);
     Ok(())
-}
-
-/// On a thread of its own, which ends with it: a name may take any time to be resolved, and what a
-/// TLS handshake takes of stack and memory is not to stay with the call.
-fn join_in_time(call: &Call, join_url: Secret, deadline: Instant) -> Result<Duplex, Failure> {
-    let (joined, has_joined) = mpsc::sync_channel(0);
-    let tls = Arc::clone(&call.bridge.tls);
-    spawn(format!("{} join", shorten(&call.sid)), move || {
-        if let Err(mpsc::SendError(Ok(agent))) = joined.send(dial(&join_url, &tls)) {
-            // The webhook has stopped waiting and said so to the caller.
-            agent.close(CloseCode::Normal, "nobody waits for this call");
-            agent.shut();
-        }
-    })
-    .map_err(|error| Failure::new(Party::Ultravox, "no thread to join on").caused_by(error))?;
-    let left = deadline.saturating_duration_since(Instant::now());
-    has_joined.recv_timeout(left).unwrap_or_else(|_| {
-        let within = AGENT_WITHIN.as_secs();
-        Err(Failure::new(Party::Ultravox, format!("the agent was not ready within {within} s")))
-    })
-}
-
-/// How the agent begins.
-enum Opening {
-    /// Word for word, and not to be cut off by the caller's first "hello?".
-    Greet(String),
-    /// We have rung a person: they speak first. If they do not, these words are said.
-    WeCalled(String),
-    /// Not a beginning: an agent before has said hello, and this one is told what has happened.
-    GoOn(&'static str),
 }
 
 /// An agent that goes on gets the conversation so far: Ultravox's own record of it if it can
@@ -914,84 +862,32 @@ fn create_agent_call(
     opening: &Opening,
     deadline: Instant,
 ) -> Result<AgentCall, Failure> {
-    let mut body = agent_call_body(call, opening);
-    let prior = lock(&call.state).agent_id.clone();
-    let created = if prior.is_empty() || !matches!(opening, Opening::GoOn(_)) {
-        post_agent_call(call, "", &body, deadline)?
-    } else {
-        match post_agent_call(call, &format!("?priorCallId={prior}"), &body, deadline) {
-            Err(failure) if failure.refused => {
-                log!(call, Warn, Agent, "{failure}; going on from our own transcript");
-                body["initialMessages"] = lock(&call.transcript).as_messages();
-                post_agent_call(call, "", &body, deadline)?
-            }
-            other => other?,
+    let (bridge, lasts) = (call.bridge, max_duration(call, opening));
+    let (stage, prior) = {
+        let state = lock(&call.state);
+        (state.stage.clone(), state.agent_id.clone())
+    };
+    let new = NewCall { stage: call.stage_body(&stage), opening, lasts, sid: &call.sid };
+    let mut order = body::call_body(&bridge.config, &bridge.agent, new);
+    let goes_on = matches!(opening, Opening::GoOn(_)) && !prior.is_empty();
+    let prior = goes_on.then_some(prior.as_str());
+    let created = match bridge.ultravox.create(&order, prior, deadline, &call.tap) {
+        Err(failure) if failure.refused && goes_on => {
+            log!(call, Warn, Agent, "{failure}; going on from our own transcript");
+            order["initialMessages"] = lock(&call.transcript).as_messages();
+            bridge.ultravox.create(&order, None, deadline, &call.tap)?
         }
+        other => other?,
     };
     let mut state = lock(&call.state);
     state.agent_id.clone_from(&created.id);
     // What a journal says is only text.
     state.agents = state.agents.saturating_add(1);
-    state.ends_by = Some(Instant::now() + max_duration(call, opening) + TOO_LONG_GRACE);
+    state.ends_by = Some(Instant::now() + lasts + TOO_LONG_GRACE);
     let number = state.agents;
     drop(state);
     call.journal.note(&json!({"event": "agent", "callId": created.id, "agent": number}));
-    call.show(Exhibit::Create, || agent_call_for_the_eye(&body));
-    call.show(Exhibit::Created, || {
-        let join_url = host_only(created.join_url.reveal());
-        format!("201\n\n{}", json!({"callId": created.id, "joinUrl": join_url}))
-    });
     Ok(created)
-}
-
-/// The body of `POST /api/calls`.
-fn agent_call_body(call: &Call, opening: &Opening) -> Value {
-    let config = &call.bridge.config;
-    let phrases = &call.bridge.agent.phrases;
-    let stage = lock(&call.state).stage.clone();
-    let mut body = stage_body(call, &stage);
-    let first_speaker = match opening {
-        Opening::Greet(text) => json!({"agent": {"text": text, "uninterruptible": true}}),
-        Opening::GoOn(prompt) => json!({"agent": {"prompt": prompt}}),
-        Opening::WeCalled(text) => {
-            let prompt = body["systemPrompt"].as_str().unwrap_or_default();
-            body["systemPrompt"] = json!(format!(
-                "{prompt}\n\nYou have called this person. When they answer, open with: {text}"
-            ));
-            json!({"user": {"fallback": {"delay": "2s", "text": text}}})
-        }
-    };
-    let rest = json!({
-        "model": config.ultravox_model,
-        "languageHint": call.bridge.agent.language,
-        "firstSpeakerSettings": first_speaker,
-        "medium": {"serverWebSocket": {
-            "inputSampleRate": SAMPLE_RATE_HZ,
-            "outputSampleRate": SAMPLE_RATE_HZ,
-            "clientBufferSizeMs": AGENT_AHEAD_MS,
-            // If this process dies, the agent does not wait for us at the owner's expense.
-            "mediaIdleTimeout": "30s",
-        }},
-        "joinTimeout": "15s",
-        "maxDuration": format!("{}s", max_duration(call, opening).as_secs()),
-        "timeExceededMessage": phrases.time_is_up,
-        // Without these, a caller who put the phone down beside the cradle is billed to the end.
-        "inactivityMessages": [
-            {"duration": "30s", "message": phrases.still_there},
-            {
-                "duration": "15s",
-                "message": phrases.silence_goodbye,
-                "endBehavior": "END_BEHAVIOR_HANG_UP_SOFT",
-            },
-        ],
-        // The default of 90 ms lets a breath or a crackle cut the agent off.
-        "vadSettings": {"minimumInterruptionDuration": "0.384s"},
-        "metadata": {"callSid": call.sid},
-    });
-    if let (Value::Object(body), Value::Object(rest)) = (&mut body, rest) {
-        body.extend(rest);
-    }
-    body
 }
 
 fn max_duration(call: &Call, opening: &Opening) -> Duration {
@@ -1002,22 +898,9 @@ fn max_duration(call: &Call, opening: &Opening) -> Duration {
     }
 }
 
-/// The part of the body that a change of stage sends again: prompt, voice **and** tools, because
-/// Ultravox keeps whatever is left out.
-fn stage_body(call: &Call, stage_name: &str) -> Value {
-    let Some(stage) = call.bridge.agent.stages.get(stage_name) else {
-        return json!({});
-    };
-    json!({
-        "systemPrompt": fill(&stage.prompt, |name| call.placeholder(name)),
-        "voice": stage.voice,
-        "selectedTools": selected_tools(call.bridge, stage),
-    })
-}
-
 /// Thread U: keeps the agent company until the caller is there, relays its voice, says goodbye,
 /// files the transcript. Steps 4 to 9 of one call, in one function.
-fn agent_thread(call: &Arc<Call>, slot: CallSlot, agent: Arc<Duplex>) {
+fn agent_thread(call: &Arc<Call>, slot: CallSlot, agent: Arc<AgentLeg>) {
     let why = converse(call, agent);
     say_goodbye(call, why);
     after(call);
@@ -1027,20 +910,20 @@ fn agent_thread(call: &Arc<Call>, slot: CallSlot, agent: Arc<Duplex>) {
 
 /// Steps 5 to 7 on thread U. A broken line to the agent is mended, twice at most: the caller stays,
 /// and a new agent goes on where the old one was. Never two at once.
-fn converse(call: &Arc<Call>, mut agent: Arc<Duplex>) -> HangUp {
+fn converse(call: &Arc<Call>, mut agent: Arc<AgentLeg>) -> HangUp {
     let mut resumes = 0;
     'conversation: loop {
         if !await_caller(call, STREAM_WITHIN) && !call.is_over() {
-            agent.close(CloseCode::Normal, "nobody came");
+            agent.close("nobody came");
             return HangUp::NeverStreamed;
         }
         // Also if it is over already: what the agent has said by then belongs to the transcript.
         let why = relay_agent_to_caller(call, &agent);
         if why != HangUp::AgentLost {
             // A cut without a goodbye would be a fault of the line in Ultravox's eyes.
-            agent.close(CloseCode::Normal, "the call is over");
+            agent.close("the call is over");
         }
-        agent.shut();
+        agent.cut();
         while why == HangUp::AgentLost && !call.is_over() && resumes < RESUMES_MAX {
             resumes += 1;
             match resume_agent(call) {
@@ -1055,33 +938,11 @@ fn converse(call: &Arc<Call>, mut agent: Arc<Duplex>) -> HangUp {
     }
 }
 
-/// Meanwhile thread T finds no agent, and lets the caller hear a tone.
-fn resume_agent(call: &Arc<Call>) -> Result<Arc<Duplex>, Failure> {
-    let began = Instant::now();
-    lock(&call.state).agent = None;
-    log!(call, Warn, Agent, "the agent's line broke; a new one goes on from here");
-    let opening = Opening::GoOn(LINE_BROKE);
-    let created = create_agent_call(call, &opening, began + AGENT_WITHIN)?;
-    let agent = Arc::new(join_in_time(call, created.join_url, began + AGENT_WITHIN)?);
-    let mut state = lock(&call.state);
-    if state.hang_up.is_some() {
-        drop(state);
-        agent.close(CloseCode::Normal, "the call is over");
-        return Err(Failure::new(Party::Ultravox, "the caller has left meanwhile"));
-    }
-    state.agent = Some(Arc::clone(&agent));
-    drop(state);
-    call.bridge.metrics.resumes.of(&["agent_line"]).add();
-    let ms = began.elapsed().as_millis();
-    log!(call, Info, Agent, "a new agent is there after {ms} ms"; ms);
-    Ok(agent)
-}
-
 /// Feeds the agent silence, a frame every 20 ms, until there is a stream: it wants unbroken sound.
 /// What it says meanwhile waits in the kernel's buffer for the socket. A line to the agent that
 /// breaks now is found broken when it is read. False: nobody came, or the call is over.
 fn await_caller(call: &Call, within: Duration) -> bool {
-    let silence = Bytes::from_static(&[0; FRAME_BYTES]);
+    const SILENCE: &[u8] = &[0; FRAME_BYTES];
     let deadline = Instant::now() + within;
     let mut next = Instant::now();
     let mut is_broken = false;
@@ -1096,7 +957,7 @@ fn await_caller(call: &Call, within: Duration) -> bool {
         let agent = state.agent.clone();
         drop(state);
         if let Some(agent) = agent
-            && let Err(error) = agent.send(Message::Binary(silence.clone()))
+            && let Err(error) = agent.send_silence(SILENCE)
         {
             if !is_broken {
                 log!(call, Warn, Stream, "the agent takes no sound: {error}");
@@ -1140,21 +1001,20 @@ enum Answer {
 
 impl Answer {
     fn twiml(&self, bridge: &Bridge) -> String {
+        let Bridge { config, agent, .. } = bridge;
         match self {
-            Answer::Stream { token } => twiml_connect_stream(&bridge.config.public_url, token),
+            Answer::Stream { token } => twiml::connect_stream(&config.public_url, token),
             Answer::Person(number) => {
-                let say = twiml_say(bridge, &bridge.agent.phrases.putting_through);
-                twiml(&format!("{say}<Dial>{}</Dial>", xml_escape(number)))
+                twiml::say_and_dial(&agent.language, &agent.phrases.putting_through, number)
             }
-            Answer::Transfer(number) => twiml_transfer(bridge, number),
-            Answer::Sentence(sentence) => {
-                twiml(&format!("{}<Hangup/>", twiml_say(bridge, sentence)))
-            }
-            Answer::HangUp => twiml("<Hangup/>"),
+            Answer::Transfer(number) => twiml::transfer(&config.public_url, number),
+            Answer::Sentence(sentence) => twiml::say_and_hang_up(&agent.language, sentence),
+            Answer::HangUp => twiml::hang_up(),
         }
     }
 
-    fn for_the_eye(&self, bridge: &Bridge) -> String {
+    /// As the page shows it: whoever knows the token may open the stream.
+    fn redacted(&self, bridge: &Bridge) -> String {
         match self {
             Answer::Stream { .. } => Answer::Stream { token: "***".into() }.twiml(bridge),
             Answer::Person(_) | Answer::Transfer(_) | Answer::Sentence(_) | Answer::HangUp => {
@@ -1193,41 +1053,37 @@ fn cannot_serve(bridge: &Bridge, sentence: &str) -> Answer {
 
 /// Thread T: the connection's own thread. Finds its call, then relays the caller's voice.
 fn media_stream(bridge: &'static Bridge, visit: &Visit, head: Vec<u8>) {
-    let line = match accept_stream(bridge, &visit.socket, head) {
-        Ok(line) => line,
+    let socket = match stream::accept(&visit.socket, head, &bridge.config) {
+        Ok(socket) => socket,
         Err(why) => {
             return log!(Warn, "/media-stream was refused: {why}");
         }
     };
     let refuse = |reason: &str, why: &str| {
-        bridge.metrics.refused(reason);
+        refused(reason);
         log!(Warn, "a media stream was closed: {why}");
-        line.close(CloseCode::Policy, why);
-        line.await_close();
+        socket.close(CloseCode::Policy, why);
+        socket.await_close();
     };
-    let (start, wire) = match await_start(&line) {
+    let (start, wire) = match stream::await_start(&socket) {
         Ok(Some(start)) => start,
         Ok(None) => return log!(Info, "a media stream said goodbye before its start"),
         Err(why) => return refuse("no_start", &why),
     };
-    if start.media_format.encoding != "audio/x-mulaw"
-        || start.media_format.sample_rate != SAMPLE_RATE_HZ
-    {
+    if !start.has_our_sound() {
         return refuse("media_format", "its sound is not mu-law at 8000 Hz");
     }
     // Anything may stand in `callSid`; it finds a call or it does not.
-    let token = start.custom_parameters.get("token").map(String::as_str).unwrap_or_default();
-    let Some(call) = bridge.calls.find(&start.call_sid).filter(|call| call.take_token(token))
-    else {
+    let call = bridge.calls.find(&start.call_sid);
+    let Some(call) = call.filter(|call| call.take_token(start.token())) else {
         return refuse("stream_token", "it has no valid token");
     };
     visit.is_decided();
-    let caller = Arc::new(CallerLeg::new(line, start.stream_sid));
+    let caller = Arc::new(CallerLeg::new(socket, start.stream_sid, Arc::clone(&call.tap)));
     call.journal.note(&json!({"event": "stream", "streamSid": caller.stream_sid}));
-    call.show(Exhibit::Start, || hidden(&wire, "/start/customParameters/token"));
+    call.tap.show(Exhibit::Start, || hidden(&wire, "/start/customParameters/token"));
     if !call.has_stream(&caller) {
-        caller.socket.close(CloseCode::Normal, "the call is over");
-        return caller.socket.await_close();
+        return caller.close(CloseCode::Normal, "the call is over");
     }
     let ms = call.rang.elapsed().as_millis();
     log!(call, Info, Stream, "the Media Stream is open, {ms} ms after it rang"; ms);
@@ -1238,17 +1094,16 @@ fn media_stream(bridge: &'static Bridge, visit: &Visit, head: Vec<u8>) {
         _ if call.is_over() || !was_the_latest => {}
         StreamEnd::Stopped => call.hang_up(HangUp::CallerLeft),
         StreamEnd::Broken(why) => {
-            bridge.metrics.broken_lines.of(&["caller"]).add();
+            BROKEN_LINES.of(&["caller"]).add();
             log!(call, Warn, Stream, "the stream ended without a stop ({why}); another may come");
-            caller.socket.close(CloseCode::Protocol, &why);
-            caller.socket.shut();
+            caller.say_goodbye(CloseCode::Protocol, &why);
+            caller.cut();
             if !await_caller(&call, NEXT_STREAM_WITHIN) {
                 call.hang_up(HangUp::CallerLost);
             }
         }
     }
-    caller.socket.close(CloseCode::Normal, "the call is over");
-    caller.socket.await_close();
+    caller.close(CloseCode::Normal, "the call is over");
 }
 
 impl Call {
@@ -1315,53 +1170,43 @@ enum StreamEnd {
 }
 
 fn relay_caller_to_agent(call: &Arc<Call>, caller: &CallerLeg) -> StreamEnd {
-    let broken = |why: &str| StreamEnd::Broken(why.to_owned());
     let mut mulaw = Vec::new();
     let mut keys = Keys::default();
     let mut tone = Tone::default();
-    let relayed = call.bridge.metrics.relayed("to_agent");
+    let relayed = Relayed::of("to_agent");
     loop {
-        let (text, arrived) = match caller.socket.read(CALLER_SILENCE_MAX) {
-            Ok((Received::Text(text), arrived)) => (text, arrived),
-            Ok((Received::Binary(_), _)) => return broken("a binary message"),
-            Err(end) => return broken(&end.to_string()),
+        let (message, arrived) = match caller.next(&mut mulaw, CALLER_SILENCE_MAX) {
+            Ok(message) => message,
+            Err(why) => return StreamEnd::Broken(why),
         };
-        match FromTwilio::parse(&text, &caller.stream_sid) {
-            Ok(FromTwilio::Media(payload)) => {
-                mulaw.clear();
-                if BASE64.decode_vec(payload.as_bytes(), &mut mulaw).is_err() {
-                    return broken("a payload that is not base64");
-                }
+        match message {
+            FromTwilio::Media => {
                 if let Some(agent) = call.agent() {
                     relayed.note(hand_to_agent(call, &agent, &mulaw), arrived);
                 } else {
                     relayed.note(false, arrived);
-                    tone.play(call, caller);
+                    // What the agent said before may still play, and its last word does.
+                    if caller.unheard() < 2 * FRAME && !call.is_over() {
+                        tone.next_frame().map(|frame| caller.play(frame));
+                    }
                 }
-                call.hears(&mulaw);
-                call.show(Exhibit::CallerFrame, || media_for_the_eye(&text));
             }
-            Ok(FromTwilio::Dtmf(digit)) => {
-                keys.press(call, &digit);
-                // What is keyed in may be a secret of the caller's.
-                call.show(Exhibit::Key, || hidden(&text, "/dtmf/digit"));
-            }
-            Ok(FromTwilio::Mark(name)) => {
+            FromTwilio::Dtmf(digit) => keys.press(call, &digit),
+            FromTwilio::Mark(name) => {
                 lock(&call.state).mark = name;
                 call.changed.notify_all();
-                call.show(Exhibit::MarkBack, || text.to_string());
             }
-            Ok(FromTwilio::Stop) => {
-                call.show(Exhibit::Stop, || text.to_string());
+            FromTwilio::Stop => {
                 let mut state = lock(&call.state);
                 state.stopped = !state.said_goodbye;
                 return StreamEnd::Stopped;
             }
-            Ok(FromTwilio::Unknown(event)) => {
+            FromTwilio::Unknown(event) => {
                 log!(call, Debug, Talk, "Twilio sent \"{event}\", which is new to us");
             }
-            Ok(FromTwilio::Connected | FromTwilio::Start(_)) => return broken("a second start"),
-            Err(why) => return broken(&why),
+            FromTwilio::Connected | FromTwilio::Start(_) => {
+                return StreamEnd::Broken("a second start".into());
+            }
         }
         keys.send_after_pause(call);
         if lock(&call.state).ends_by.is_some_and(|ends_by| Instant::now() > ends_by) {
@@ -1374,122 +1219,57 @@ fn relay_caller_to_agent(call: &Arc<Call>, caller: &CallerLeg) -> StreamEnd {
 /// Simplification: if Twilio stalls, the gap is not filled with silence.
 ///
 /// False: it was lost.
-fn hand_to_agent(call: &Call, agent: &Duplex, mulaw: &[u8]) -> bool {
+fn hand_to_agent(call: &Call, agent: &AgentLeg, mulaw: &[u8]) -> bool {
     if mulaw.is_empty() {
         return true;
     }
-    let mut pcm = Vec::with_capacity(mulaw.len() * SAMPLE_BYTES);
-    for &code in mulaw {
-        pcm.extend_from_slice(&mulaw_to_pcm(code).to_le_bytes());
-    }
-    let shown = (!call.has_shown(Exhibit::CallerPcm)).then(|| pcm_for_the_eye(&pcm));
-    if let Err(end) = agent.send(Message::Binary(pcm.into())) {
+    if let Err(end) = agent.send_pcm(to_pcm(mulaw)) {
         // Thread U reads from this line; it decides what its end means for the call.
         log!(call, Debug, Talk, "a frame did not reach the agent: {end}");
         return false;
     }
-    if let Some(shown) = shown {
-        call.show(Exhibit::CallerPcm, || shown);
-    }
     true
 }
 
-/// What the caller hears while there is no agent: 160 ms of a soft 400 Hz every two seconds. "The
-/// line lives", it says, and no more. A frame for each of theirs, so it needs no clock.
-#[derive(Default)]
-struct Tone {
-    frames: usize,
-}
-
-impl Tone {
-    const SOUNDING_FRAMES: usize = 8;
-    const PERIOD_FRAMES: usize = 100;
-    /// About -24 dB of full scale.
-    const AMPLITUDE: f32 = 2_000.0;
-    const PITCH_HZ: f32 = 400.0;
-
-    fn play(&mut self, call: &Call, caller: &CallerLeg) {
-        // What the agent said before still plays, or the call is over and its last word does.
-        let busy = *lock(&caller.plays_until) > Instant::now() + 2 * FRAME;
-        if busy || call.is_over() {
-            return;
-        }
-        let sounding = self.frames % Tone::PERIOD_FRAMES < Tone::SOUNDING_FRAMES;
-        self.frames += 1;
-        if sounding {
-            caller.play(call, &TONE_FRAME);
-        }
-    }
-}
-
-static TONE_FRAME: LazyLock<Vec<u8>> = LazyLock::new(|| {
-    let per_sample = std::f32::consts::TAU * Tone::PITCH_HZ / 8_000.0;
-    let sample = |index: u16| (f32::from(index) * per_sample).sin() * Tone::AMPLITUDE;
-    #[expect(clippy::cast_possible_truncation, reason = "2000 fits into 16 bits")]
-    let samples = (0..160).map(|index| pcm_to_mulaw(sample(index) as i16));
-    samples.collect()
-});
-
 /// Until the agent is gone, or the call is over. Returns why.
-fn relay_agent_to_caller(call: &Arc<Call>, agent: &Arc<Duplex>) -> HangUp {
+fn relay_agent_to_caller(call: &Arc<Call>, agent: &Arc<AgentLeg>) -> HangUp {
     let mut voice = Voice::default();
     let mut act = Act::new(call, agent);
-    let relayed = call.bridge.metrics.relayed("to_caller");
+    let relayed = Relayed::of("to_caller");
     let mut quiet = 0;
     loop {
-        let received = agent.read(PING_AFTER);
+        let received = agent.next(PING_AFTER);
         if act.leaving.is_some_and(|(_, since)| since.elapsed() > AGENT_LEAVES_WITHIN) {
             return act.reason();
         }
         let (message, arrived) = match received {
             Ok(message) => message,
-            Err(LineEnd::Quiet) if call.is_over() => return HangUp::CallerLeft,
-            Err(LineEnd::Quiet) if quiet == 0 => {
+            Err(SocketEnd::Quiet) if call.is_over() => return HangUp::CallerLeft,
+            Err(SocketEnd::Quiet) if quiet == 0 => {
                 quiet += 1;
-                ping(agent);
+                agent.ping();
                 continue;
             }
-            Err(LineEnd::Closed(_)) => return act.reason(),
-            Err(end @ (LineEnd::Quiet | LineEnd::Broken(_) | LineEnd::Nonsense(_))) => {
+            Err(SocketEnd::Closed(_)) => return act.reason(),
+            Err(end @ (SocketEnd::Quiet | SocketEnd::Broken(_) | SocketEnd::Nonsense(_))) => {
                 // At its time limit Ultravox cuts the line, and after a goodbye it may do so too.
                 let time_is_up = call.rang.elapsed() + LAST_SECONDS > call.bridge.config.max_call;
                 if call.is_over() || act.leaving.is_some() || time_is_up {
                     return act.reason();
                 }
                 log!(call, Error, Talk, "Ultravox: {end}");
-                call.bridge.metrics.broken_lines.of(&["agent"]).add();
+                BROKEN_LINES.of(&["agent"]).add();
                 return HangUp::AgentLost;
             }
         };
         quiet = 0;
-        let text = match message {
-            Received::Binary(pcm) => {
-                relayed.note(voice.pass_on(call, &pcm), arrived);
-                call.show(Exhibit::AgentPcm, || pcm_for_the_eye(&pcm));
-                continue;
-            }
-            Received::Text(text) => text,
-        };
-        match FromAgent::parse(&text) {
-            Ok(FromAgent::Transcript(heard)) => {
-                note_transcript(call, &heard);
-                call.show(Exhibit::Transcript, || text.to_string());
-            }
-            Ok(FromAgent::Invocation(invocation)) => {
-                call.show(Exhibit::Invocation, || text.to_string());
-                act.run(invocation);
-            }
-            Ok(FromAgent::ClearBuffer) => {
-                clear(call);
-                call.show(Exhibit::ClearBuffer, || text.to_string());
-            }
-            Ok(FromAgent::State(state)) => {
-                log!(call, Debug, Talk, "the agent is {state}");
-                call.show(Exhibit::State, || text.to_string());
-            }
-            Ok(FromAgent::Other(kind)) => {
-                log!(call, Debug, Talk, "the agent sent \"{kind}\"");
-            }
+        match message {
+            Ok(FromAgent::Voice(pcm)) => relayed.note(voice.pass_on(call, &pcm), arrived),
+            Ok(FromAgent::Transcript(heard)) => note_transcript(call, &heard),
+            Ok(FromAgent::Invocation(invocation)) => act.run(invocation),
+            Ok(FromAgent::ClearBuffer) => clear(call),
+            Ok(FromAgent::State(state)) => log!(call, Debug, Talk, "the agent is {state}"),
+            Ok(FromAgent::Other(kind)) => log!(call, Debug, Talk, "the agent sent \"{kind}\""),
             Err(why) => log!(call, Warn, Talk, "Ultravox sent what cannot be read: {why}"),
         }
     }
@@ -1498,8 +1278,7 @@ fn relay_agent_to_caller(call: &Arc<Call>, agent: &Arc<Duplex>) -> HangUp {
 /// The agent's voice on its way to the caller.
 #[derive(Default)]
 struct Voice {
-    /// Half a sample, if a message ever ended in the middle of one.
-    odd_byte: Option<u8>,
+    pcm: PcmStream,
     spoke: bool,
 }
 
@@ -1510,42 +1289,22 @@ impl Voice {
     /// was lost.
     fn pass_on(&mut self, call: &Call, pcm: &[u8]) -> bool {
         let Some(caller) = call.await_stream() else { return false };
-        let mut mulaw = Vec::with_capacity(pcm.len() / SAMPLE_BYTES + 1);
-        let mut rest = pcm;
-        if let (Some(low), Some((&high, after))) = (self.odd_byte, pcm.split_first()) {
-            mulaw.push(pcm_to_mulaw(i16::from_le_bytes([low, high])));
-            self.odd_byte = None;
-            rest = after;
-        }
-        let samples = rest.chunks_exact(SAMPLE_BYTES);
-        if let Some(&byte) = samples.remainder().first() {
-            self.odd_byte = Some(byte);
-        }
-        mulaw
-            .extend(samples.map(|sample| pcm_to_mulaw(i16::from_le_bytes([sample[0], sample[1]]))));
-        let mut heard = true;
-        for second in mulaw.chunks(TO_TWILIO_BYTES_MAX) {
-            heard &= caller.play(call, second);
-        }
+        let mulaw = self.pcm.to_mulaw(pcm);
+        let is_first_of_call = !call.tap.has_shown(Exhibit::AgentFrame);
+        let arrives = caller.play(&mulaw);
         if !self.spoke && !mulaw.is_empty() {
             self.spoke = true;
-            if !call.has_shown(Exhibit::AgentFrame) {
+            if is_first_of_call {
                 let event = json!({"event": "first_word", "ms": millis(caller.since.elapsed())});
                 call.journal.note(&event);
             }
-            call.show(Exhibit::AgentFrame, || {
-                let payload = cut(&BASE64.encode(&mulaw), 24);
-                let media = json!({"payload": payload});
-                json!({"event": "media", "streamSid": caller.stream_sid, "media": media})
-                    .to_string()
-            });
             if let Some(silent_since) = lock(&call.state).silent_since.take() {
-                call.bridge.metrics.dead_air.of(&[]).observe(silent_since.elapsed());
+                DEAD_AIR.of(&[]).observe(silent_since.elapsed());
             }
             let ms = call.rang.elapsed().as_millis();
             log!(call, Info, Talk, "the agent's first sound, {ms} ms after it rang"; ms);
         }
-        heard
+        arrives
     }
 }
 
@@ -1553,9 +1312,7 @@ impl Voice {
 /// sentence that the agent has already given up.
 fn clear(call: &Call) {
     let Some(caller) = call.caller() else { return };
-    let unheard = lock(&caller.plays_until).saturating_duration_since(Instant::now());
-    caller.clear(call);
-    let ms = unheard.as_millis();
+    let ms = caller.clear().as_millis();
     log!(call, Info, Talk, "barge-in: {ms} ms of the agent's voice were not played"; ms);
 }
 
@@ -1589,13 +1346,11 @@ impl Keys {
         }
         let text = std::mem::take(&mut self.pressed);
         log!(call, Info, Talk, "{} keys were pressed", text.len());
-        let message = json!({"type": "user_text_message", "text": text, "urgency": "immediate"});
         if let Some(agent) = call.agent()
-            && let Err(end) = agent.send(Message::text(message.to_string()))
+            && let Err(end) = agent.type_text(&text)
         {
             log!(call, Warn, Talk, "the keys did not reach the agent: {end}");
         }
-        call.show(Exhibit::Keys, || hidden(&message.to_string(), "/text"));
     }
 }
 
@@ -1611,7 +1366,7 @@ impl Keys {
 /// An invocation that is being seen to.
 struct Errand {
     call: Arc<Call>,
-    agent: Arc<Duplex>,
+    agent: Arc<AgentLeg>,
     invocation: Invocation,
     /// In which the agent was when it asked.
     stage: String,
@@ -1621,7 +1376,7 @@ struct Errand {
 /// The agent's hands, on thread U.
 struct Act<'a> {
     call: &'a Arc<Call>,
-    agent: &'a Arc<Duplex>,
+    agent: &'a Arc<AgentLeg>,
     /// One result each, even if an invocation should be repeated to the letter.
     answered: HashSet<String>,
     /// What the agent leaves for, and since when.
@@ -1629,7 +1384,7 @@ struct Act<'a> {
 }
 
 impl<'a> Act<'a> {
-    fn new(call: &'a Arc<Call>, agent: &'a Arc<Duplex>) -> Act<'a> {
+    fn new(call: &'a Arc<Call>, agent: &'a Arc<AgentLeg>) -> Act<'a> {
         Act { call, agent, answered: HashSet::new(), leaving: None }
     }
 
@@ -1707,7 +1462,7 @@ impl<'a> Act<'a> {
     /// Same socket, same call: only prompt, voice and tools change.
     fn enter_stage(&self, stage: &str, message: &str) -> ToolResult {
         stage.clone_into(&mut lock(&self.call.state).stage);
-        let mut body = stage_body(self.call, stage);
+        let mut body = self.call.stage_body(stage);
         body["toolResultText"] = json!(message);
         log!(self.call, Info, Act, "the agent enters stage {stage}");
         self.call.journal.note(&json!({"event": "stage", "stage": stage}));
@@ -1740,8 +1495,7 @@ fn ask_n8n_aside(tool: &'static Tool, errand: Errand) {
 impl Errand {
     /// Of a tool that has been at work.
     fn is_done(&self, result: &ToolResult, outcome: &str) {
-        let took = &self.call.bridge.metrics.tool_time;
-        took.of(&[&self.invocation.tool]).observe(self.began.elapsed());
+        TOOL_TIME.of(&[&self.invocation.tool]).observe(self.began.elapsed());
         self.settle(result, outcome);
     }
 
@@ -1787,7 +1541,13 @@ impl Errand {
 fn count_tool(call: &Call, invocation: &Invocation, outcome: &str) {
     let known = call.bridge.agent.tools.contains_key(&invocation.tool);
     let tool = if known { &invocation.tool } else { "unknown" };
-    call.bridge.metrics.tools.of(&[tool, outcome]).add();
+    TOOLS.of(&[tool, outcome]).add();
+}
+
+fn tell_result(call: &Call, agent: &AgentLeg, invocation: &Invocation, result: &ToolResult) {
+    if let Err(end) = agent.result(invocation, result) {
+        log!(call, Warn, Act, "{}: the result did not reach the agent: {end}", invocation.tool);
+    }
 }
 
 /// What the model left out or made up, as an instruction to it. Nothing has been done yet.
@@ -1857,14 +1617,9 @@ fn n8n_tool(call: &Call, tool: &Tool, invocation: &Invocation) -> (ToolResult, &
         return (ToolResult::Say(text.clone()), "answered from memory");
     }
     let key = format!("{}-{route}-{}", call.sid, fingerprint.get(..16).unwrap_or_default());
-    let question =
-        ToN8n { sid: &call.sid, number: &call.number, route, data: &data, key, ended_by: None };
-    call.show(Exhibit::ToolQuestion, || question.for_the_eye());
-    let message = |reply: &N8nReply| {
-        call.show(Exhibit::ToolReply, || reply.for_the_eye());
-        understand_reply(reply, "message")
-    };
-    match ask_n8n(call.bridge, &question, tool.within, message) {
+    let (sid, number) = (call.sid.as_str(), call.number.as_str());
+    let question = Question { sid, number, route, data: &data, key, ended_by: None };
+    match call.bridge.n8n.tool(&question, tool.within, &call.tap) {
         Ok(text) => {
             *answer = Some(text.clone());
             (ToolResult::Say(text), "done")
@@ -1902,7 +1657,7 @@ fn say_goodbye(call: &Call, why: HangUp) {
     }
     drop(state);
     lock(&call.state).said_goodbye = true;
-    caller.socket.close(CloseCode::Normal, "goodbye");
+    caller.say_goodbye(CloseCode::Normal, "goodbye");
 }
 
 /// All of the agent's voice is with Twilio, but not yet with the caller. A mark after it comes back
@@ -1910,8 +1665,10 @@ fn say_goodbye(call: &Call, why: HangUp) {
 fn await_last_word(call: &Call, caller: &CallerLeg) {
     const LAST_WORD: &str = "goodbye";
     let began = Instant::now();
-    caller.mark(call, LAST_WORD);
-    let unheard = lock(&caller.plays_until).saturating_duration_since(began);
+    let unheard = caller.unheard();
+    if !caller.mark(LAST_WORD) {
+        log!(call, Debug, Goodbye, "the mark did not reach Twilio");
+    }
     let state = lock(&call.state);
     let waited = call.changed.wait_timeout_while(state, unheard + MARK_GRACE, |state| {
         state.mark != LAST_WORD && state.caller.is_some()
@@ -1933,7 +1690,7 @@ fn stream_ended(bridge: &'static Bridge, form: &Form) -> Reply {
     let sid = form.get("CallSid");
     if !is_sid(sid) {
         log!(Warn, "/stream-ended without a usable CallSid");
-        bridge.metrics.refused("call_sid");
+        refused("call_sid");
         return Reply::text(400, "CallSid is missing or malformed");
     }
     let (status, dial_status) = (form.get("CallStatus"), form.get("DialCallStatus"));
@@ -2027,8 +1784,7 @@ fn leave_to_machine(call: &Arc<Call>, answered_by: &str) {
     let Some((message, agent)) = told else {
         return call.hang_up(HangUp::Machine);
     };
-    let hang_up = json!({"type": "hang_up", "message": message}).to_string();
-    if agent.send(Message::text(hang_up)).is_err() {
+    if agent.hang_up(message).is_err() {
         call.hang_up(HangUp::Machine);
     }
 }
@@ -2064,7 +1820,7 @@ fn after(call: &Call) {
         call.journal.note(&json!({"event": "transfer"}));
     } else {
         call.journal.note(&end_event(how));
-        call.bridge.metrics.calls.of(&[&format!("{how:?}")]).add();
+        CALLS.of(&[&format!("{how:?}")]).add();
     }
     call.bridge.outbox.add(Parcel {
         sid: call.sid.clone(),
@@ -2089,26 +1845,3 @@ fn note_transcript(call: &Call, heard: &Heard) {
     }
 }
 
-impl Call {
-    fn has_shown(&self, exhibit: Exhibit) -> bool {
-        self.shown.load(Ordering::Relaxed) & (1 << exhibit as u8) != 0
-    }
-
-    /// For every message but the first of its kind this is one look at a number.
-    fn show(&self, exhibit: Exhibit, text: impl FnOnce() -> String) {
-        let bit = 1 << exhibit as u8;
-        if self.has_shown(exhibit) || self.shown.fetch_or(bit, Ordering::Relaxed) & bit != 0 {
-            return;
-        }
-        self.journal.note(&exhibit.event(&self.bridge.config, &text()));
-    }
-
-    /// Remembers when the caller was last loud: a tenth of the frame above -30 dB.
-    fn hears(&self, mulaw: &[u8]) {
-        const LOUD: u8 = 0x4F;
-        let loud = mulaw.iter().filter(|&&code| code & 0x7F < LOUD).count();
-        if loud * 10 > mulaw.len() {
-            self.loud_at_ms.store(millis(self.rang.elapsed()), Ordering::Relaxed);
-        }
-    }
-}

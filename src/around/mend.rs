@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use crate::around::lines::Slot;
-use crate::records::exhibit::Exhibit;
+use crate::records::tap::Exhibit;
 use crate::records::journal::HangUp;
 use crate::records::past::{Filed, journal_of};
 use crate::records::transcript::LINE_BROKE;
 use crate::toolbox::log::{Sid, log};
+use crate::toolbox::metrics::{RESUMES, refused};
 use crate::toolbox::threads::lock;
 use crate::{Answer, Bridge, Call, Opening, after_the_agent, cannot_serve, connect_to_agent};
 
@@ -23,13 +24,13 @@ pub(crate) fn another_stream(call: &Arc<Call>) -> Answer {
     }
     // Thread T may not have noticed yet.
     if let Some(cut) = lock(&call.state).caller.take() {
-        cut.socket.shut();
+        cut.cut();
     }
-    call.bridge.metrics.resumes.of(&["stream"]).add();
+    RESUMES.of(&["stream"]).add();
     log!(call, Info, Stream, "Twilio asks for another stream");
     let answer = Answer::Stream { token: call.new_token() };
-    call.show(Exhibit::StreamEnded, || "POST /stream-ended".to_owned());
-    call.show(Exhibit::NextStream, || answer.for_the_eye(call.bridge));
+    call.tap.show(Exhibit::StreamEnded, || "POST /stream-ended".to_owned());
+    call.tap.show(Exhibit::NextStream, || answer.redacted(call.bridge));
     answer
 }
 
@@ -55,13 +56,36 @@ pub(crate) fn take_up(bridge: &'static Bridge, sid: &str, what_happened: &'stati
             log!(call, Warn, Ring, "the call is taken up from its journal");
             bridge.outbox.forget(sid);
             let after = if what_happened == LINE_BROKE { "process" } else { "transfer" };
-            bridge.metrics.resumes.of(&[after]).add();
+            RESUMES.of(&[after]).add();
             connect_to_agent(&call, slot, &Opening::GoOn(what_happened))
         }
         Slot::Known(call) => call.await_answer(),
         Slot::None => {
-            bridge.metrics.refused("busy");
+            refused("busy");
             cannot_serve(bridge, &bridge.agent.phrases.busy)
         }
     }
+}
+
+/// Meanwhile thread T finds no agent, and lets the caller hear a tone.
+pub(crate) fn resume_agent(call: &Arc<Call>) -> Result<Arc<AgentLeg>, Failure> {
+    let began = Instant::now();
+    lock(&call.state).agent = None;
+    log!(call, Warn, Agent, "the agent's line broke; a new one goes on from here");
+    let opening = Opening::GoOn(LINE_BROKE);
+    let created = create_agent_call(call, &opening, began + AGENT_WITHIN)?;
+    let joined = call.bridge.ultravox.join(&call.sid, created, began + AGENT_WITHIN, &call.tap)?;
+    let agent = Arc::new(joined);
+    let mut state = lock(&call.state);
+    if state.hang_up.is_some() {
+        drop(state);
+        agent.close("the call is over");
+        return Err(Failure::new(Party::Ultravox, "the caller has left meanwhile"));
+    }
+    state.agent = Some(Arc::clone(&agent));
+    drop(state);
+    RESUMES.of(&["agent_line"]).add();
+    let ms = began.elapsed().as_millis();
+    log!(call, Info, Agent, "a new agent is there after {ms} ms"; ms);
+    Ok(agent)
 }

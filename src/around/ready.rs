@@ -51,7 +51,7 @@ pub(crate) fn keep_ready(bridge: &'static Bridge) -> io::Result<()> {
     spawn("ultravox ready".into(), move || {
         let mut complaint = None;
         loop {
-            let found = ask_ultravox_for_room(bridge).err().map(|failure| failure.to_string());
+            let found = bridge.ultravox.has_room(WARM_WITHIN).err().map(|failure| failure.to_string());
             bridge.agent_is_ready.store(found.is_none(), Ordering::Relaxed);
             match &found {
                 Some(found) if complaint.as_ref() != Some(found) => {
@@ -64,10 +64,10 @@ pub(crate) fn keep_ready(bridge: &'static Bridge) -> io::Result<()> {
             thread::sleep(ULTRAVOX_WARM_EVERY);
         }
     })?;
-    if let Some(url) = &bridge.config.n8n_webhook_url {
+    if bridge.config.n8n_webhook_url.is_some() {
         spawn("n8n ready".into(), move || {
             loop {
-                if let Err(failure) = greet_n8n(bridge, url) {
+                if let Err(failure) = bridge.n8n.greet(WARM_WITHIN) {
                     // The call that meets it says what to do.
                     log!(Debug, "{failure}");
                 }
@@ -76,58 +76,6 @@ pub(crate) fn keep_ready(bridge: &'static Bridge) -> io::Result<()> {
         })?;
     }
     Ok(())
-}
-
-/// `GET /api/accounts/me`: is the key right, and may one more call be created?
-pub(crate) fn ask_ultravox_for_room(bridge: &Bridge) -> Result<(), Failure> {
-    let config = &bridge.config;
-    let answered = bridge
-        .web
-        .get(format!("{}/api/accounts/me", config.ultravox_api_url))
-        .header("X-API-Key", config.ultravox_api_key.reveal())
-        .config()
-        .timeout_global(Some(WARM_WITHIN))
-        .build()
-        .call();
-    let unreachable = |error| unreachable_party(Party::Ultravox, error, WARM_WITHIN);
-    let mut response = answered.map_err(unreachable)?;
-    let status = response.status().as_u16();
-    let text = response
-        .body_mut()
-        .with_config()
-        .limit(ULTRAVOX_REPLY_BYTES_MAX)
-        .lossy_utf8(true)
-        .read_to_string()
-        .map_err(unreachable)?;
-    if !(200..300).contains(&status) {
-        let what = format!("{status} to a question about the account");
-        return Err(Failure::new(Party::Ultravox, what).advise(ultravox_advice(status)));
-    }
-    let account: Value = serde_json::from_str(&text).unwrap_or_default();
-    match (account["activeCalls"].as_u64(), account["allowedConcurrentCalls"].as_u64()) {
-        (Some(active), Some(allowed)) if active >= allowed => {
-            let what = format!("all {allowed} calls that the account allows at once are in use");
-            Err(Failure::new(Party::Ultravox, what).advise("set MAX_CALLS to fit"))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// A preflight request of CORS: n8n answers it without running the workflow.
-pub(crate) fn greet_n8n(bridge: &Bridge, url: &str) -> Result<(), Failure> {
-    let answered = bridge
-        .web
-        .options(url)
-        .header("Origin", &bridge.config.public_url)
-        .config()
-        .timeout_global(Some(WARM_WITHIN))
-        .build()
-        .call();
-    let unreachable = |error| unreachable_party(Party::N8n, error, WARM_WITHIN);
-    // Only an answer that was read to its end leaves the connection free for the next request.
-    let mut response = answered.map_err(unreachable)?;
-    let body = response.body_mut().with_config().limit(N8N_REPLY_BYTES_MAX).read_to_vec();
-    body.map(drop).map_err(unreachable)
 }
 
 /// For a load balancer, or whoever watches: would the next caller be served? The log says why not.

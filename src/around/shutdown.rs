@@ -76,10 +76,9 @@ pub(crate) fn await_news<T>(
 pub(crate) fn drain_calls(bridge: &'static Bridge) {
     bridge.calls.await_none(bridge.config.drain);
     bridge.stopping.store(true, Ordering::SeqCst);
-    let goodbye = json!({"type": "hang_up", "message": bridge.agent.phrases.cut_short}).to_string();
     for call in bridge.calls.all() {
         log!(call, Info, Goodbye, "this process ends, and the call with it");
-        let told = call.agent().map(|agent| agent.send(Message::text(goodbye.clone())));
+        let told = call.agent().map(|agent| agent.hang_up(&bridge.agent.phrases.cut_short));
         if !matches!(told, Some(Ok(()))) {
             call.hang_up(HangUp::ShuttingDown);
         }

@@ -68,7 +68,7 @@ pub(crate) fn pass_to_http(bridge: &Bridge, visit: &Arc<Visit>, head: &[u8]) -> 
 pub(crate) fn connect_to_http(bridge: &Bridge) -> io::Result<TcpStream> {
     let deadline = Instant::now() + WRITE_WITHIN;
     loop {
-        let http = lock(&bridge.http).clone().ok_or(io::ErrorKind::NotConnected)?;
+        let http = lock(&bridge.inner).clone().ok_or(io::ErrorKind::NotConnected)?;
         let address = http.server_addr().to_ip().ok_or(io::ErrorKind::AddrNotAvailable)?;
         match TcpStream::connect_timeout(&address, WRITE_WITHIN) {
             Err(error) if Instant::now() < deadline => {
@@ -142,7 +142,7 @@ pub(crate) fn open_http(bridge: &Bridge) -> io::Result<Arc<tiny_http::Server>> {
     let opened = std::panic::catch_unwind(|| tiny_http::Server::http((Ipv4Addr::LOCALHOST, 0)));
     let server = opened.map_err(|_| io::Error::other("no thread"))?.map_err(io::Error::other)?;
     let server = Arc::new(server);
-    *lock(&bridge.http) = Some(Arc::clone(&server));
+    *lock(&bridge.inner) = Some(Arc::clone(&server));
     Ok(server)
 }
 

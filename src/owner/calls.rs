@@ -23,8 +23,6 @@ use crate::{Bridge, Call};
 /// Past calls on one page of `/calls`, and how many it has unless told.
 pub(crate) const CALLS_A_PAGE_MAX: usize = 200;
 pub(crate) const CALLS_A_PAGE: usize = 50;
-/// A caller is speaking until this long after the last loud frame.
-pub(crate) const SPEAKS_ON: Duration = Duration::from_millis(300);
 
 /// A call in a word or two: in the list, and above its story.
 #[derive(Serialize)]
@@ -45,19 +43,6 @@ pub(crate) struct Summary {
     /// None: there is no n8n to deliver to.
     pub(crate) delivered: Option<bool>,
     pub(crate) transferred: bool,
-}
-
-impl Call {
-    /// One word on who is heard. The caller hears the agent for as long as Twilio plays it.
-    pub(crate) fn speaking(&self) -> Option<&'static str> {
-        let caller = self.caller()?;
-        if *lock(&caller.plays_until) > Instant::now() {
-            return Some("agent");
-        }
-        let loud_at = Duration::from_millis(self.loud_at_ms.load(Ordering::Relaxed));
-        let speaks = !loud_at.is_zero() && self.rang.elapsed() < loud_at + SPEAKS_ON;
-        speaks.then_some("user")
-    }
 }
 
 /// `GET /calls?before=<cursor>&limit=<number>`: the calls in progress, and the past ones, newest
@@ -134,7 +119,7 @@ impl Summary {
             stage,
             ended_by: how.map(|how| format!("{how:?}")),
             live: true,
-            speaking: call.speaking(),
+            speaking: call.caller().and_then(|caller| caller.speaking()),
             lines: lock(&call.transcript).count(),
             delivered: call.bridge.config.n8n_webhook_url.as_ref().map(|_| false),
             transferred: how == Some(HangUp::Transferred),

@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::door::reply::Reply;
-use crate::parties::twilio::rest::ring_through_twilio;
+use crate::parties::twilio::rest;
 use crate::toolbox::log::{Sid, log};
+use crate::toolbox::metrics::refused;
 use crate::toolbox::random::random_hex;
 use crate::toolbox::text::{is_e164, shorten_number};
 use crate::toolbox::threads::lock;
@@ -56,7 +57,7 @@ pub(crate) fn outgoing_call(bridge: &'static Bridge, _url: &str, order: &Value) 
     }
     if !bridge.config.outgoing_allow.iter().any(|prefix| number.starts_with(prefix)) {
         log!(Warn, "an outgoing call to {} was refused", shorten_number(number));
-        bridge.metrics.refused("not_allowed");
+        refused("not_allowed");
         return Reply::error(403, "OUTGOING_ALLOW has no beginning of this number");
     }
     if bridge.draining.load(Ordering::SeqCst) {
@@ -68,7 +69,7 @@ pub(crate) fn outgoing_call(bridge: &'static Bridge, _url: &str, order: &Value) 
     let Some(id) = bridge.ringing.add(first_message) else {
         return Reply::error(503, "too many outgoing calls ring already");
     };
-    match ring_through_twilio(bridge, number, &id) {
+    match rest::ring(&bridge.http, &bridge.config, number, &id) {
         Ok(sid) => {
             log!(Sid { sid: &sid }, Info, Ring, "ringing {}", shorten_number(number));
             Reply::json(201, &json!({"callSid": sid}))

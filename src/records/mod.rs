@@ -1,6 +1,6 @@
 //! What is kept of a call.
 
-pub(crate) mod exhibit;
+pub(crate) mod tap;
 pub(crate) mod journal;
 pub(crate) mod outbox;
 pub(crate) mod past;

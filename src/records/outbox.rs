@@ -11,15 +11,16 @@ use serde_json::{Value, json};
 
 use crate::Bridge;
 use crate::around::lines::Calls;
-use crate::parties::n8n::reply::n8n_refusal;
-use crate::parties::n8n::{N8nReply, ToN8n, ask_n8n};
 use crate::parties::twilio::twiml::TRANSFER_MAX;
-use crate::records::exhibit::Exhibit;
+use crate::records::tap::Tap;
+use crate::parties::n8n::Question;
+use std::sync::Arc;
 use crate::records::journal::{Direction, HangUp, Journal};
 use crate::records::past::{Filed, delivered_at, journals, sid_of};
 use crate::records::transcript::{Line, Transcript};
 use crate::toolbox::failure::Failure;
 use crate::toolbox::log::log;
+use crate::toolbox::metrics::CALLS;
 use crate::toolbox::random::random_bytes;
 use crate::toolbox::text::since;
 use crate::toolbox::threads::{lock, spawn};
@@ -265,7 +266,7 @@ pub(crate) fn deliver(bridge: &Bridge, mut parcel: Parcel) -> Option<Parcel> {
         }
         parcel.unfinished = false;
         parcel.note(&json!({"event": "end", "endedBy": parcel.ended_by}));
-        bridge.metrics.calls.of(&[&parcel.ended_by]).add();
+        CALLS.of(&[&parcel.ended_by]).add();
     }
     if parcel.transcript.text().is_empty() {
         log!(parcel, Info, After, "nothing was said, so there is no transcript to file");
@@ -292,7 +293,7 @@ pub(crate) fn deliver(bridge: &Bridge, mut parcel: Parcel) -> Option<Parcel> {
 }
 
 pub(crate) fn offer(bridge: &Bridge, parcel: &Parcel) -> Result<(), Failure> {
-    let question = ToN8n {
+    let question = Question {
         sid: &parcel.sid,
         number: &parcel.number,
         route: "2",
@@ -300,13 +301,14 @@ pub(crate) fn offer(bridge: &Bridge, parcel: &Parcel) -> Result<(), Failure> {
         key: format!("{}-2", parcel.sid),
         ended_by: Some(&parcel.ended_by),
     };
-    parcel.show(bridge, Exhibit::Filing, &question.for_the_eye());
-    // Every 2xx will do.
-    let taken = |reply: &N8nReply| {
-        parcel.show(bridge, Exhibit::Taken, &reply.for_the_eye());
-        n8n_refusal(reply).map_or(Ok(()), Err)
+    // Of many tries the page is shown the first one.
+    let tap = if parcel.tries == 0 {
+        let journal = Arc::new(Journal::at(parcel.journal.clone()));
+        Tap::new(journal, Arc::clone(&bridge.config))
+    } else {
+        Tap::closed()
     };
-    ask_n8n(bridge, &question, DELIVER_WITHIN, taken)
+    bridge.n8n.file(&question, DELIVER_WITHIN, &tap)
 }
 
 pub(crate) fn keep(mut parcel: Parcel, failure: &Failure) -> Option<Parcel> {
@@ -334,13 +336,6 @@ pub(crate) fn keep(mut parcel: Parcel, failure: &Failure) -> Option<Parcel> {
 }
 
 impl Parcel {
-    /// Of many tries the first one.
-    pub(crate) fn show(&self, bridge: &Bridge, exhibit: Exhibit, text: &str) {
-        if self.tries == 0 {
-            self.note(&exhibit.event(&bridge.config, text));
-        }
-    }
-
     /// A journal that was deleted under our feet, or could not be written, is completed with all
     /// that is known.
     pub(crate) fn note(&self, event: &Value) {

@@ -1,4 +1,9 @@
-//! Opens a WebSocket to somebody else: TCP, TLS, upgrade.
+//! Opens a WebSocket to somebody else: TCP, TLS for `wss`, the client's half of the upgrade (RFC
+//! 6455, 4.1).
+//!
+//! Each of the three has [`JOIN_WITHIN`] as a whole, however slowly the other side drips its bytes.
+//! What the other side says in the same breath as its upgrade is kept for the first `read`.
+//! Nothing is retried here, and no certificate is trusted that `http::trusted_roots` does not name.
 
 use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs as _};
@@ -12,16 +17,17 @@ use tungstenite::handshake::machine::TryParse as _;
 use tungstenite::handshake::{client as ws_client, derive_accept_key};
 use tungstenite::protocol::Role;
 
-use crate::door::head::HEAD_BYTES_MAX;
 use crate::toolbox::failure::{Failure, Party, Secret};
-use crate::toolbox::socket::{Duplex, DuplexState, READ_BYTES, WRITE_WITHIN, Wire, is_timeout};
+use crate::toolbox::socket::{Socket, SocketState, READ_BYTES, WRITE_WITHIN, Wire, is_timeout};
 use crate::toolbox::threads::lock;
 
 /// Joining the agent's WebSocket: connect, TLS, upgrade, each.
 pub(crate) const JOIN_WITHIN: Duration = Duration::from_secs(5);
+/// The head of the answer to an upgrade.
+const HEAD_BYTES_MAX: usize = 16 * 1_024;
 
 /// Opens the agent's leg: TCP, TLS for `wss`, WebSocket upgrade.
-pub(crate) fn dial(url: &Secret, tls: &Arc<ClientConfig>) -> Result<Duplex, Failure> {
+pub(crate) fn dial(url: &Secret, tls: &Arc<ClientConfig>) -> Result<Socket, Failure> {
     let failed =
         |what: &str| Failure::new(Party::Ultravox, format!("could not join the call: {what}"));
     let request =
@@ -48,7 +54,7 @@ pub(crate) fn dial(url: &Secret, tls: &Arc<ClientConfig>) -> Result<Duplex, Fail
     };
     let (bytes, key) = ws_client::generate_request(request)
         .map_err(|error| failed("its join URL").caused_by(error))?;
-    let line = Duplex::new(socket, tls, Vec::new(), Role::Client);
+    let line = Socket::new(socket, tls, Vec::new(), Role::Client);
     line.upgrade(&bytes, &key).map_err(|error| failed("no upgrade").caused_by(error))?;
     Ok(line)
 }
@@ -69,12 +75,12 @@ pub(crate) fn connect(host: &str, port: u16) -> io::Result<TcpStream> {
     Err(last)
 }
 
-impl Duplex {
+impl Socket {
     /// The client's half of the upgrade (RFC 6455, 4.1). What comes behind the answer's head stays
     /// in `arrived`: the agent may speak in the same breath.
     pub(crate) fn upgrade(&self, request: &[u8], key: &str) -> io::Result<()> {
         let mut state = lock(&self.state);
-        let DuplexState { tls, arrived, .. } = &mut *state;
+        let SocketState { tls, arrived, .. } = &mut *state;
         Wire { socket: &self.socket, tls: tls.as_deref_mut(), arrived }.write_all(request)?;
         let mut in_time = InTime { socket: &self.socket, deadline: Instant::now() + JOIN_WITHIN };
         let mut chunk = [0; READ_BYTES];

@@ -100,33 +100,6 @@ impl std::error::Error for Failure {
     }
 }
 
-/// An HTTP request that got no answer at all.
-pub(crate) fn unreachable_party(party: Party, error: ureq::Error, within: Duration) -> Failure {
-    use ureq::{Error, Timeout};
-    let refused = |error: &io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
-    match error {
-        Error::Timeout(Timeout::Resolve | Timeout::Connect) => {
-            Failure::new(party, "no connection in time").certainly_not_done()
-        }
-        Error::Timeout(_) => {
-            Failure::new(party, format!("no answer within {} ms", within.as_millis()))
-        }
-        Error::HostNotFound => Failure::new(party, "its host name is not known")
-            .advise("check the address")
-            .certainly_not_done(),
-        Error::Io(error) if refused(&error) => Failure::new(party, "it refuses the connection")
-            .advise("is it running, and is the address right?")
-            .certainly_not_done(),
-        Error::ConnectionFailed => Failure::new(party, "no connection")
-            .advise("is it running, and is the address right?")
-            .certainly_not_done(),
-        Error::BodyExceedsLimit(limit) => {
-            Failure::new(party, format!("an answer of more than {limit} bytes"))
-        }
-        other => Failure::new(party, "the request failed").caused_by(other),
-    }
-}
-
 /// A text that must not be seen. Printing it shows `***`.
 #[derive(Clone)]
 pub(crate) struct Secret(pub(crate) String);

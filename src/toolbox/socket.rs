@@ -1,4 +1,18 @@
-//! A WebSocket that two threads use at once.
+//! A WebSocket that two threads use at once: one reads, any may write.
+//!
+//! A WebSocket's state, and TLS's below it, want exclusive access for reading and for writing. A
+//! call does both all the time, from two threads. The way out is to *wait outside the lock and
+//! think inside it*: the reading thread waits in `read` on the bare TCP socket and holds nothing.
+//! What it got is fed, under one short lock, into TLS and then into the protocol, which finds the
+//! end of its food as `WouldBlock`. Writers take the same lock, write, and let go. So pings, closes
+//! and TLS's own messages stay in order, and nothing polls.
+//!
+//! ```text
+//! thread T:  loop { match socket.read(patience)? { (message, arrived) => … } }
+//! thread U:  socket.send(Message::text(…))?;
+//! ```
+//!
+//! It never opens a connection (`dial` does) and never answers an upgrade (the caller's leg does).
 
 use std::collections::VecDeque;
 use std::fmt::{self, Display};
@@ -23,28 +37,28 @@ pub(crate) const AGENT_MESSAGE_BYTES_MAX: usize = 1_024 * 1_024;
 /// What one `read` takes from a socket.
 pub(crate) const READ_BYTES: usize = 2 * 1_024;
 /// What each leg keeps for messages to come: a few frames. Longer ones get their own.
-pub(crate) const MESSAGE_BUFFER_BYTES: usize = 1_024;
+const MESSAGE_BUFFER_BYTES: usize = 1_024;
 
 /// One leg of a call: a WebSocket over TCP or TLS, read by one thread and written by any.
-pub(crate) struct Duplex {
-    pub(crate) socket: Arc<TcpStream>,
-    pub(crate) state: Mutex<DuplexState>,
+pub(crate) struct Socket {
+    pub(super) socket: Arc<TcpStream>,
+    pub(super) state: Mutex<SocketState>,
 }
 
-pub(crate) struct DuplexState {
-    pub(crate) websocket: WebSocketContext,
-    pub(crate) tls: Option<Box<ClientConnection>>,
+pub(super) struct SocketState {
+    websocket: WebSocketContext,
+    pub(super) tls: Option<Box<ClientConnection>>,
     /// Plain bytes that have arrived and were not understood yet.
-    pub(crate) arrived: Arrived,
+    pub(super) arrived: Arrived,
     /// The socket's read timeout, remembered to save the system call.
-    pub(crate) patience: Duration,
+    patience: Duration,
 }
 
-pub(crate) struct Arrived {
-    pub(crate) bytes: VecDeque<u8>,
+pub(super) struct Arrived {
+    pub(super) bytes: VecDeque<u8>,
     /// When the latest of them were read off the socket.
-    pub(crate) at: Instant,
-    pub(crate) ended: bool,
+    at: Instant,
+    pub(super) ended: bool,
 }
 
 /// A whole message. Pings and pongs are dealt with further down.
@@ -55,7 +69,7 @@ pub(crate) enum Received {
 
 /// Why nothing more comes.
 #[derive(Debug)]
-pub(crate) enum LineEnd {
+pub(crate) enum SocketEnd {
     /// Nothing within the reader's patience. The line may still be good.
     Quiet,
     /// The peer said goodbye, with this code if any.
@@ -66,26 +80,26 @@ pub(crate) enum LineEnd {
     Nonsense(String),
 }
 
-impl Display for LineEnd {
+impl Display for SocketEnd {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
-            LineEnd::Quiet => f.write_str("nothing came for too long"),
-            LineEnd::Closed(Some(code)) => write!(f, "closed with code {code}"),
-            LineEnd::Closed(None) => f.write_str("closed"),
-            LineEnd::Broken(why) => write!(f, "the line broke: {why}"),
-            LineEnd::Nonsense(why) => write!(f, "nonsense on the line: {why}"),
+            SocketEnd::Quiet => f.write_str("nothing came for too long"),
+            SocketEnd::Closed(Some(code)) => write!(f, "closed with code {code}"),
+            SocketEnd::Closed(None) => f.write_str("closed"),
+            SocketEnd::Broken(why) => write!(f, "the line broke: {why}"),
+            SocketEnd::Nonsense(why) => write!(f, "nonsense on the line: {why}"),
         }
     }
 }
 
-impl Duplex {
+impl Socket {
     /// `early` is what came together with the end of the handshake.
     pub(crate) fn new(
         socket: Arc<TcpStream>,
         tls: Option<Box<ClientConnection>>,
         early: Vec<u8>,
         role: Role,
-    ) -> Duplex {
+    ) -> Socket {
         let limit = match role {
             Role::Server => TWILIO_MESSAGE_BYTES_MAX,
             Role::Client => AGENT_MESSAGE_BYTES_MAX,
@@ -96,19 +110,19 @@ impl Duplex {
             .write_buffer_size(0)
             .max_message_size(Some(limit))
             .max_frame_size(Some(limit));
-        let state = DuplexState {
+        let state = SocketState {
             websocket: WebSocketContext::new(role, Some(config)),
             tls,
             arrived: Arrived { bytes: early.into(), at: Instant::now(), ended: false },
             patience: Duration::ZERO,
         };
-        Duplex { socket, state: Mutex::new(state) }
+        Socket { socket, state: Mutex::new(state) }
     }
 
     /// The next message, and when the last of it was read off the socket. Only one thread may call
     /// this. `patience` is how long a message may take, give or take as much again for one that
     /// arrives in small pieces.
-    pub(crate) fn read(&self, patience: Duration) -> Result<(Received, Instant), LineEnd> {
+    pub(crate) fn read(&self, patience: Duration) -> Result<(Received, Instant), SocketEnd> {
         let began = Instant::now();
         let mut chunk = [0; READ_BYTES];
         loop {
@@ -118,12 +132,12 @@ impl Duplex {
                     return received.map(|received| (received, state.arrived.at));
                 }
                 if began.elapsed() >= patience {
-                    return Err(LineEnd::Quiet);
+                    return Err(SocketEnd::Quiet);
                 }
                 if state.patience != patience {
                     self.socket
                         .set_read_timeout(Some(patience))
-                        .map_err(|error| LineEnd::Broken(error.to_string()))?;
+                        .map_err(|error| SocketEnd::Broken(error.to_string()))?;
                     state.patience = patience;
                 }
             }
@@ -136,23 +150,23 @@ impl Duplex {
                     state.arrived.at = at;
                     state
                         .feed(&chunk[..count], &self.socket)
-                        .map_err(|error| LineEnd::Broken(error.to_string()))?;
+                        .map_err(|error| SocketEnd::Broken(error.to_string()))?;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if is_timeout(&error) => return Err(LineEnd::Quiet),
-                Err(error) => return Err(LineEnd::Broken(error.to_string())),
+                Err(error) if is_timeout(&error) => return Err(SocketEnd::Quiet),
+                Err(error) => return Err(SocketEnd::Broken(error.to_string())),
             }
         }
     }
 
-    pub(crate) fn send(&self, message: Message) -> Result<(), LineEnd> {
+    pub(crate) fn send(&self, message: Message) -> Result<(), SocketEnd> {
         let mut state = lock(&self.state);
-        let DuplexState { websocket, tls, arrived, .. } = &mut *state;
+        let SocketState { websocket, tls, arrived, .. } = &mut *state;
         let mut wire = Wire { socket: &self.socket, tls: tls.as_deref_mut(), arrived };
         websocket.write(&mut wire, message).and_then(|()| websocket.flush(&mut wire)).map_err(
             |error| {
-                let end = line_end(error);
-                if let LineEnd::Broken(_) = end {
+                let end = socket_end(error);
+                if let SocketEnd::Broken(_) = end {
                     // The reader is to hear of it at once, and nobody is to wait here again.
                     self.shut();
                 }
@@ -164,7 +178,7 @@ impl Duplex {
     /// Says goodbye. What the peer still sends can be read until its own goodbye comes.
     pub(crate) fn close(&self, code: CloseCode, why: &str) {
         let mut state = lock(&self.state);
-        let DuplexState { websocket, tls, arrived, .. } = &mut *state;
+        let SocketState { websocket, tls, arrived, .. } = &mut *state;
         let mut wire = Wire { socket: &self.socket, tls: tls.as_deref_mut(), arrived };
         // A control frame holds 125 bytes, two of them the code (RFC 6455, 5.5).
         let reason: String = why.chars().filter(char::is_ascii).take(120).collect();
@@ -186,9 +200,9 @@ impl Duplex {
     }
 }
 
-impl DuplexState {
+impl SocketState {
     /// A message, an end, or `None`: more bytes are needed.
-    pub(crate) fn next_message(&mut self, socket: &TcpStream) -> Option<Result<Received, LineEnd>> {
+    fn next_message(&mut self, socket: &TcpStream) -> Option<Result<Received, SocketEnd>> {
         let mut wire = Wire { socket, tls: self.tls.as_deref_mut(), arrived: &mut self.arrived };
         loop {
             return match self.websocket.read(&mut wire) {
@@ -199,14 +213,14 @@ impl DuplexState {
                     if self.websocket.flush(&mut wire).is_err() {
                         // Our answer to the goodbye; the peer need not wait for it.
                     }
-                    Some(Err(LineEnd::Closed(frame.map(|frame| frame.code.into()))))
+                    Some(Err(SocketEnd::Closed(frame.map(|frame| frame.code.into()))))
                 }
                 Err(tungstenite::Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => {
                     None
                 }
                 Err(error) => {
-                    let end = line_end(error);
-                    if let LineEnd::Nonsense(why) = &end {
+                    let end = socket_end(error);
+                    if let SocketEnd::Nonsense(why) = &end {
                         let reason =
                             why.chars().filter(char::is_ascii).take(120).collect::<String>();
                         let frame = CloseFrame { code: CloseCode::Protocol, reason: reason.into() };
@@ -221,7 +235,7 @@ impl DuplexState {
     }
 
     /// Bytes off the wire become plain bytes. TLS may have something to say in return.
-    pub(crate) fn feed(&mut self, mut bytes: &[u8], socket: &TcpStream) -> io::Result<()> {
+    pub(super) fn feed(&mut self, mut bytes: &[u8], socket: &TcpStream) -> io::Result<()> {
         let Some(tls) = &mut self.tls else {
             self.arrived.bytes.extend(bytes);
             return Ok(());
@@ -234,7 +248,7 @@ impl DuplexState {
             }
             let progress = tls.process_new_packets().map_err(io::Error::other);
             while tls.wants_write() {
-                tls.write_tls(&mut &*socket).map_err(dead_line)?;
+                tls.write_tls(&mut &*socket).map_err(dead_peer)?;
             }
             let progress = progress?;
             self.arrived.ended |= progress.peer_has_closed();
@@ -257,10 +271,10 @@ impl DuplexState {
 }
 
 /// The stream that tungstenite sees: reads what has arrived, writes to the peer.
-pub(crate) struct Wire<'a> {
-    pub(crate) socket: &'a TcpStream,
-    pub(crate) tls: Option<&'a mut ClientConnection>,
-    pub(crate) arrived: &'a mut Arrived,
+pub(super) struct Wire<'a> {
+    pub(super) socket: &'a TcpStream,
+    pub(super) tls: Option<&'a mut ClientConnection>,
+    pub(super) arrived: &'a mut Arrived,
 }
 
 impl Read for Wire<'_> {
@@ -275,11 +289,11 @@ impl Read for Wire<'_> {
 impl Write for Wire<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let Some(tls) = &mut self.tls else {
-            return (&*self.socket).write(bytes).map_err(dead_line);
+            return (&*self.socket).write(bytes).map_err(dead_peer);
         };
         let count = tls.writer().write(bytes)?;
         while tls.wants_write() {
-            tls.write_tls(&mut &*self.socket).map_err(dead_line)?;
+            tls.write_tls(&mut &*self.socket).map_err(dead_peer)?;
         }
         Ok(count)
     }
@@ -291,7 +305,7 @@ impl Write for Wire<'_> {
 
 /// A write that ran out of time is the end of the line. tungstenite would take the `WouldBlock` by
 /// which the system reports it for "later".
-pub(crate) fn dead_line(error: io::Error) -> io::Error {
+fn dead_peer(error: io::Error) -> io::Error {
     if is_timeout(&error) { io::Error::other("the peer takes nothing any more") } else { error }
 }
 
@@ -299,18 +313,18 @@ pub(crate) fn is_timeout(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
 }
 
-pub(crate) fn line_end(error: tungstenite::Error) -> LineEnd {
+fn socket_end(error: tungstenite::Error) -> SocketEnd {
     use tungstenite::error::ProtocolError;
     match error {
         tungstenite::Error::ConnectionClosed | tungstenite::Error::AlreadyClosed => {
-            LineEnd::Closed(None)
+            SocketEnd::Closed(None)
         }
-        tungstenite::Error::Protocol(ProtocolError::SendAfterClosing) => LineEnd::Closed(None),
+        tungstenite::Error::Protocol(ProtocolError::SendAfterClosing) => SocketEnd::Closed(None),
         tungstenite::Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => {
-            LineEnd::Broken("no goodbye".into())
+            SocketEnd::Broken("no goodbye".into())
         }
-        tungstenite::Error::Io(error) => LineEnd::Broken(error.to_string()),
-        other => LineEnd::Nonsense(other.to_string()),
+        tungstenite::Error::Io(error) => SocketEnd::Broken(error.to_string()),
+        other => SocketEnd::Nonsense(other.to_string()),
     }
 }
 

@@ -1,9 +1,25 @@
 //! What n8n's replies mean, and what to do about those that mean nothing.
+//!
+//! Whoever builds a workflow sees n8n through these answers, so each mistake that n8n was seen to
+//! report (2.8 and 2.40, see the table in the tests) becomes one sentence with its cure. Nothing
+//! that looks like JSON or HTML is ever taken for a text to speak. Whether a refused question may
+//! have been acted on is told by [`Failure::certainly_not_done`]: who books a meeting has to know.
 
 use serde_json::Value;
 
-use crate::parties::n8n::N8nReply;
 use crate::toolbox::failure::{Failure, Party};
+
+/// What n8n answered. Even a 2xx may mean that the workflow failed.
+pub(crate) struct N8nReply {
+    pub(crate) status: u16,
+    pub(crate) body: String,
+}
+
+impl N8nReply {
+    pub(crate) fn redacted(&self) -> String {
+        format!("{}\n\n{}", self.status, self.body)
+    }
+}
 
 /// `null` is an answer too: nothing is known about this caller, so that the agent's own first
 /// message need not be repeated in n8n.
@@ -70,10 +86,10 @@ pub(crate) fn understand_reply(reply: &N8nReply, field: &str) -> Result<String, 
     }
 }
 
-pub(crate) const RESPOND_BY_NODE: &str =
+const RESPOND_BY_NODE: &str =
     "set the Webhook node's Respond to \"Using 'Respond to Webhook' Node\"";
 
-pub(crate) fn immediately(reply: &N8nReply) -> Result<String, Failure> {
+fn immediately(reply: &N8nReply) -> Result<String, Failure> {
     let what = format!("{} before the workflow ran", reply.status);
     Err(Failure::new(Party::N8n, what).advise(RESPOND_BY_NODE))
 }

@@ -1,5 +1,10 @@
-//! Twilio: its forms and its signature.
+//! Twilio brings the call: webhooks in, `TwiML` out, and a Media Stream for the sound.
+//!
+//! Here are the form of a webhook and its signature. The rooms inside: `twiml` writes what Twilio is
+//! told, `messages` and `stream` are the caller's leg, `rest` is Twilio's own API for calls that go
+//! out. Nothing here decides about a call; and nothing behind here checks a signature again.
 
+pub(crate) mod messages;
 pub(crate) mod rest;
 pub(crate) mod stream;
 pub(crate) mod twiml;
@@ -32,8 +37,8 @@ impl Form {
             .unwrap_or_default()
     }
 
-    /// What tells of the call, for the eye. Among the rest there is a token of Twilio's.
-    pub(crate) fn for_the_eye(&self) -> String {
+    /// What tells of the call, for the page. Among the rest there is a token of Twilio's.
+    pub(crate) fn redacted(&self) -> String {
         const SHOWN: [&str; 5] = ["CallSid", "From", "To", "CallStatus", "Direction"];
         let lines = self.0.iter().filter(|(name, _)| SHOWN.contains(&name.as_str()));
         let lines: Vec<String> = lines.map(|(name, value)| format!("{name}={value}")).collect();
