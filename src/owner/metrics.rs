@@ -126,3 +126,6 @@ pub(crate) fn labelled<'a>(
 pub(crate) fn seconds(time: Duration) -> String {
     time.as_secs_f64().to_string()
 }
+
+#[cfg(test)]
+mod tests;

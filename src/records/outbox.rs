@@ -356,3 +356,6 @@ impl Parcel {
         journal.note(event);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -260,3 +260,6 @@ impl Histogram {
         self.sum_ns.fetch_add(ns, Ordering::Relaxed);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -281,3 +281,6 @@ impl CallerLeg {
         true
     }
 }
+
+#[cfg(test)]
+mod tests;
