@@ -351,3 +351,6 @@ impl Parcel {
         journal.note(event);
     }
 }
+
+#[cfg(test)]
+mod tests;

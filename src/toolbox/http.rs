@@ -174,3 +174,6 @@ pub(crate) fn tls_config(roots: &[CertificateDer<'static>]) -> Arc<ClientConfig>
     store.add_parsable_certificates(roots.iter().cloned());
     Arc::new(ClientConfig::builder().with_root_certificates(store).with_no_client_auth())
 }
+
+#[cfg(test)]
+mod tests;

@@ -156,3 +156,6 @@ const fn mulaw_encoded(linear: i16) -> u8 {
     let step = (biased >> (segment + 1)) & 0x0F;
     ((segment << 4).to_le_bytes()[0] | step.to_le_bytes()[0]) ^ sign
 }
+
+#[cfg(test)]
+mod tests;

@@ -137,3 +137,6 @@ impl FromTwilio {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -87,3 +87,6 @@ fn xml_escape(text: &str) -> String {
     }
     escaped
 }
+
+#[cfg(test)]
+mod tests;

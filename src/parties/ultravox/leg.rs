@@ -260,3 +260,6 @@ fn result_in_short(mut message: Value) -> String {
     }
     message.to_string()
 }
+
+#[cfg(test)]
+mod tests;

@@ -233,3 +233,6 @@ fn host_only(url: &str) -> String {
     let host = rest.split(['/', '?', '#']).next().unwrap_or_default();
     format!("{scheme}://{}/***", host.rsplit('@').next().unwrap_or_default())
 }
+
+#[cfg(test)]
+mod tests;
