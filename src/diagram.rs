@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Agent, Stop, Tool, ToolAction, say};
+use crate::{Agent, Stop, Tool, ToolAction, say};
 
 #[derive(Clone, Copy)]
 pub(crate) enum Form {

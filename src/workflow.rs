@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 use ring::digest;
 use serde_json::{Value, json};
 
-use super::{Agent, Stop, Tool, ToolAction, complain, hex, say};
+use crate::{Agent, Stop, Tool, ToolAction, complain, hex, say};
 
 pub(crate) const BUILT_IN: &str = include_str!("agent/n8n-workflow.json");
 /// What the built-in workflow answers: greeting, transcript, booking.
