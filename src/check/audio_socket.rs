@@ -36,16 +36,16 @@ pub(super) fn audio_socket(setup: &Setup, url: &str) -> Finding {
             403 => {
                 return WEBSOCKET.wrong(
                     format!(
-                        "{}: the running callbridge refuses our signature (403): it has other \
-                         settings",
+                        "{}: the running callbridge refuses our signature (403): it was \
+                         started with other settings",
                         shown_url(&address(url))
                     ),
-                    "start it again, so that it takes TWILIO_AUTH_TOKEN and PUBLIC_URL as they \
+                    "restart it, so that it uses TWILIO_AUTH_TOKEN and PUBLIC_URL as they \
                      are now",
                 );
             }
             status @ (200 | 400 | 404 | 405 | 426) => {
-                format!("a proxy does not pass the WebSocket upgrade ({status})")
+                format!("a proxy does not pass on the WebSocket upgrade ({status})")
             }
             status => format!("no WebSocket upgrade, status {status}"),
         },
@@ -53,8 +53,8 @@ pub(super) fn audio_socket(setup: &Setup, url: &str) -> Finding {
     };
     WEBSOCKET.wrong(
         format!("{}: {what}", shown_url(&address(url))),
-        "switch WebSocket upgrades on in the proxy (nginx: proxy_http_version 1.1, and the \
-         headers Upgrade and Connection; Caddy, ngrok and cloudflared pass them on)",
+        "turn on WebSocket upgrades in the proxy (nginx: proxy_http_version 1.1, and the \
+         headers Upgrade and Connection; Caddy, ngrok and cloudflared need nothing)",
     )
 }
 

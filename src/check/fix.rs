@@ -69,10 +69,10 @@ fn ask_first(
     changes: &[Wish],
 ) -> Result<(), Finding> {
     let whose = number["phone_number"].as_str().unwrap_or_default();
-    let mut text = format!("\n  At Twilio, of {whose}:\n");
+    let mut text = format!("\n  At Twilio, for {whose}:\n");
     for (name, read, wish) in changes {
         let old = match number[*read].as_str().unwrap_or_default() {
-            "" => "(nothing)".to_owned(),
+            "" => "(not set)".to_owned(),
             old => shown_url(old),
         };
         let line = format!("    {name:<21} {old} -> {wish}");
@@ -86,7 +86,10 @@ fn ask_first(
         return Ok(());
     }
     if options.json || !io::stdin().is_terminal() || !io::stdout().is_terminal() {
-        return Err(unchanged("there is no terminal to ask at", "add --yes to do it unasked"));
+        return Err(unchanged(
+            "there is no terminal to ask at",
+            "add --yes to do it without asking",
+        ));
     }
     say("  Change this? [y/N] ");
     let mut word = String::new();
@@ -101,24 +104,27 @@ fn ask_first(
 fn change(setup: &Setup, number: &Value, changes: &[Wish]) -> Result<Vec<Finding>, Finding> {
     let Some(sid) = number["sid"].as_str().filter(|sid| is_sid(sid)) else {
         let cure = "set it in the console by hand";
-        return Err(FIX.wrong("Twilio gave the number no id", cure));
+        return Err(FIX.wrong("the number has no id at Twilio", cure));
     };
     let path = format!("/IncomingPhoneNumbers/{sid}.json");
     let mut form = form_urlencoded::Serializer::new(String::new());
     form.extend_pairs(changes.iter().map(|(name, _, wish)| (*name, wish.as_str())));
     post(setup, &path, &form.finish(), STEP_WITHIN).map_err(|trouble| {
-        FIX.wrong(format!("Twilio was not changed: {}", trouble.what), trouble.cure)
+        FIX.wrong(format!("Twilio did not take the change: {}", trouble.what), trouble.cure)
     })?;
     // Not what Twilio said it has done, but what it says when it is asked.
     let number = ask(setup, &path, Instant::now() + STEP_WITHIN).map_err(|trouble| {
-        let what = format!("changed, but it cannot be read back: {}", trouble.what);
-        FIX.wrong(what, "try callbridge check again")
+        let what = format!("changed, but the number cannot be read back: {}", trouble.what);
+        FIX.wrong(what, "run callbridge check again")
     })?;
     let is_done = changes.iter().all(|(_, read, wish)| is_set(&number, read, wish));
     let mut findings = vec![if is_done {
-        FIX.ok("Twilio has taken it, and says so when asked again")
+        FIX.ok("Twilio took the change, and confirms it when asked again")
     } else {
-        FIX.wrong("Twilio took it, and still says something else", "look at the console")
+        FIX.wrong(
+            "Twilio took the change, but still shows something else",
+            "look at the number in the console",
+        )
     }];
     findings.extend(judge_number(setup, &number));
     Ok(findings)

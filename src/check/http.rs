@@ -180,13 +180,13 @@ impl NoAnswer {
     pub(super) fn cure(&self) -> Option<&'static str> {
         match self {
             NoAnswer::Expired => {
-                Some("renew the certificate of the proxy there (Caddy does it alone)")
+                Some("renew the certificate of the proxy there (Caddy does that by itself)")
             }
-            NoAnswer::NotYetValid => Some("set the clocks right, here and there"),
-            NoAnswer::WrongName => Some("use the name that its certificate is made for"),
+            NoAnswer::NotYetValid => Some("set the clocks right, on this machine and on the other"),
+            NoAnswer::WrongName => Some("use the name that its certificate is for"),
             NoAnswer::UnknownIssuer => Some(
-                "use a public certificate with its whole chain; a home-made CA before n8n goes \
-                 into SSL_CERT_FILE",
+                "use a public certificate with its whole chain; for n8n behind a CA of your own, \
+                 put that CA into SSL_CERT_FILE",
             ),
             NoAnswer::NotTls => {
                 Some("use an address that speaks https: a tunnel for HTTP, not for TCP, or Caddy")
@@ -207,8 +207,8 @@ impl fmt::Display for NoAnswer {
             NoAnswer::NotYetValid => "its certificate is not valid yet",
             NoAnswer::WrongName => "its certificate is for another name",
             NoAnswer::UnknownIssuer => "its certificate's issuer is not known",
-            NoAnswer::NotTls => "it speaks no TLS (https)",
-            NoAnswer::Closed => "it ends the connection without an answer",
+            NoAnswer::NotTls => "it does not speak TLS (https)",
+            NoAnswer::Closed => "it closes the connection without an answer",
             NoAnswer::Broken(why) => why,
         })
     }

@@ -55,16 +55,16 @@ const _: () = assert!(
 const OFFERED_MAX: usize = 8;
 
 const HELP: &str = "\
-callbridge check: looks at the set-up, and says what is wrong and what to do.
+callbridge check: looks at the set-up and says what is wrong and what to do about it.
 
   Reads the settings and agent files, asks Ultravox, n8n and Twilio once each,
   and tries the way from PUBLIC_URL to this machine. It takes at most 10 s,
-  costs nothing and changes nothing (n8n sees one question for a greeting).
+  costs nothing and changes nothing (n8n gets one request for a greeting).
 
 usage: callbridge check [--fix [--yes]] [--json]
 
-  --fix    sets the Twilio number's Voice URL and status callback; asks before
-  --yes    does not ask
+  --fix    sets the Twilio number's Voice URL and status callback; asks first
+  --yes    with --fix: does not ask
   --json   one JSON object, for scripts
 
 Exit status 0 if a call would work, 1 if not, 2 for a wrong command line.
@@ -90,11 +90,11 @@ pub(crate) fn run(words: &[&str]) -> Result<(), Stop> {
                 say(HELP);
                 return Ok(());
             }
-            other => return Err(misused(&format!("what is \"{other}\"?"))),
+            other => return Err(misused(&format!("unknown option \"{other}\""))),
         }
     }
     if options.yes && !options.fix {
-        return Err(misused("--yes goes with --fix"));
+        return Err(misused("--yes only makes sense with --fix"));
     }
     // The server that this process stands in for has nothing to say here.
     log_as(LogLevel::Error, LogFormat::Text);
@@ -171,8 +171,8 @@ fn all_at_once(party: &'static str, questions: Vec<Question>) -> Vec<Finding> {
         let answer = |thread: Result<thread::ScopedJoinHandle<Finding>, _>| {
             thread.ok().and_then(|thread| thread.join().ok()).unwrap_or_else(|| {
                 Topic::new(party, "thread").warning(
-                    "a question was not asked",
-                    "try again; this machine is out of threads",
+                    "a question could not be asked: this machine is out of threads",
+                    "end programs that are not needed, and try again",
                 )
             })
         };

@@ -28,16 +28,15 @@ fn ask(setup: &Setup) -> Finding {
     let Some(url) = &setup.bridge.config.n8n_webhook_url else {
         if setup.is_malformed("N8N_WEBHOOK_URL") {
             let what = "not asked: N8N_WEBHOOK_URL is malformed";
-            return WEBHOOK.skipped(what, "mend the setting first");
+            return WEBHOOK.skipped(what, "fix the setting first");
         }
         let what =
             "N8N_WEBHOOK_URL is not set: default greeting, no bookings, transcripts stay on disk";
         return WEBHOOK.skipped(what, "set it if you have a workflow");
     };
     if url.contains("/webhook-test/") {
-        let what = "N8N_WEBHOOK_URL is the test URL, which answers once and only while you listen";
-        let cure =
-            "activate the workflow, and write /webhook/ for /webhook-test/ in N8N_WEBHOOK_URL";
+        let what = "N8N_WEBHOOK_URL is the test URL, which answers only once, while you listen";
+        let cure = "activate the workflow, and put /webhook/ in place of /webhook-test/ in N8N_WEBHOOK_URL";
         return WEBHOOK.wrong(what, cure);
     }
     let sid = format!("CAcheck{}", random_hex());
@@ -57,15 +56,18 @@ fn judge_greeting(greeting: Option<&str>, took: Duration) -> Finding {
     let (took, limit) = (took.as_millis(), LOOKUP_WITHIN.as_millis());
     let length = greeting.map_or(0, |greeting| greeting.chars().count());
     if length > GREETING_CHARS_MAX {
-        let what = format!("its greeting has {length} characters, and the default is used instead");
-        let cure =
-            format!("make firstMessage shorter in the workflow: {GREETING_CHARS_MAX} at most");
+        let what =
+            format!("its greeting has {length} characters: too long, so the default is used");
+        let cure = format!(
+            "make firstMessage shorter in the workflow: {GREETING_CHARS_MAX} characters at most"
+        );
         return WEBHOOK.warning(what, cure);
     }
     if took > limit {
-        let what =
-            format!("answered after {took} ms: a caller waits {limit} ms, then hears the default");
-        let cure = "make route 1 of the workflow faster (the first call after n8n's start is slow)";
+        let what = format!(
+            "answered after {took} ms: a caller waits {limit} ms and then hears the default greeting"
+        );
+        let cure = "make route 1 of the workflow faster (the first call after n8n starts is slow)";
         return WEBHOOK.warning(what, cure);
     }
     WEBHOOK.ok(match greeting {
@@ -82,7 +84,7 @@ fn no_greeting(failure: Failure) -> Finding {
     let source = failure.source.as_deref();
     if let Some(why) = source.and_then(|source| source.downcast_ref::<ureq::Error>()) {
         let why = NoAnswer::of(why);
-        let cure = why.cure().unwrap_or("check N8N_WEBHOOK_URL, and that n8n runs");
+        let cure = why.cure().unwrap_or("check N8N_WEBHOOK_URL, and that n8n is running");
         return WEBHOOK.wrong(why.to_string(), cure);
     }
     let cure = failure.advice.unwrap_or("is n8n overloaded? See its Executions");

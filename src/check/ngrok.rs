@@ -64,7 +64,7 @@ pub(super) fn list_tunnels(api: &str, port: u16) -> Result<Vec<Tunnel>, NoTunnel
     let trouble = |what: String| NoTunnel { what, cure: start(port) };
     // It speaks plain HTTP, so no roots are needed.
     let answer = get(&http_agent(&[]), &format!("{api}/api/tunnels"), &[], NGROK_WITHIN)
-        .map_err(|why| trouble(format!("ngrok's local API at {api} cannot be asked: {why}")))?;
+        .map_err(|why| trouble(format!("ngrok's local API at {api} cannot be reached: {why}")))?;
     let list = answer.json();
     let Some(list) = list["tunnels"].as_array() else {
         return Err(trouble(format!("what answers at {api} is not ngrok")));
@@ -85,15 +85,15 @@ pub(super) fn tunnel_to(tunnels: &[Tunnel], port: u16) -> Result<String, NoTunne
     }
     let mut cure = start(port);
     let what = if let Some(tunnel) = here.next() {
-        format!("ngrok's tunnel {} has no https", tunnel.public_url)
+        format!("ngrok's tunnel {} is not https", tunnel.public_url)
     } else if let Some(tunnel) = tunnels.iter().find(is_https) {
         cure = start_or_set(port, tunnel);
         let (url, leads_to) = (&tunnel.public_url, &tunnel.leads_to);
-        format!("ngrok forwards {url} to {leads_to}, and callbridge is on port {port}")
+        format!("ngrok forwards {url} to {leads_to}, but callbridge is on port {port}")
     } else if let Some(tunnel) = tunnels.first() {
-        format!("ngrok has only {}, which has no https", tunnel.public_url)
+        format!("ngrok only has {}, which is not https", tunnel.public_url)
     } else {
-        "ngrok runs without any tunnel".to_owned()
+        "ngrok is running, but has no tunnel".to_owned()
     };
     Err(NoTunnel { what, cure })
 }

@@ -26,27 +26,27 @@ pub(super) fn look(setup: &'static Setup, nonce: &str) -> (Finding, Option<Strin
     let config = &setup.bridge.config;
     let port = config.port;
     if port == 0 {
-        let what = "PORT=0 takes another port at each start, which no tunnel can know";
+        let what = "PORT=0 takes another port at each start, so no tunnel can forward to it";
         return (PORT.wrong(what, "set PORT=8000"), None);
     }
     let url = format!("http://{}/health?nonce={nonce}", SocketAddr::new(near(config.bind), port));
-    let held_by_another = |what: &str| {
+    let used_by_another = |what: &str| {
         PORT.wrong(
-            format!("port {port} on this machine is held by another program: {what}"),
-            "end that program, or set another PORT (and forward the tunnel to it)",
+            format!("port {port} on this machine is in use by another program: {what}"),
+            "stop that program, or set another PORT (and forward the tunnel to it)",
         )
     };
     let finding = match get(&http_agent(&[]), &url, &[], HOME_WITHIN) {
         Ok(answer) => match proof(&answer) {
             Some(proof) => return (judge_server(setup, &proof, nonce), Some(proof)),
             None if is_older_callbridge(&answer) => PORT.wrong(
-                format!("an older callbridge runs on port {port}"),
+                format!("an older callbridge is running on port {port}"),
                 "stop it and start this one",
             ),
-            None => held_by_another(&format!("it answered {}", answer.brief(config))),
+            None => used_by_another(&format!("it answered {}", answer.brief(config))),
         },
         Err(NoAnswer::Refused) => return stand_in(setup, nonce),
-        Err(why) => held_by_another(&why.to_string()),
+        Err(why) => used_by_another(&why.to_string()),
     };
     (finding, None)
 }
@@ -72,11 +72,11 @@ fn judge_server(setup: &Setup, proof: &str, nonce: &str) -> Finding {
     let address = |proof: &str| proof.rsplit(' ').next().map(str::to_owned);
     let is_same = address(proof) == address(&setup.bridge.prove(nonce));
     if is_same || setup.public_url.is_none() || setup.is_malformed("PUBLIC_URL") {
-        return PORT.ok(format!("runs on port {port}"));
+        return PORT.ok(format!("is running on port {port}"));
     }
     PORT.wrong(
-        format!("the one that runs on port {port} was started with another PUBLIC_URL"),
-        "start it again, so that Twilio is told the address as it is now",
+        format!("the callbridge on port {port} was started with another PUBLIC_URL"),
+        "restart it, so that it uses the address as it is now",
     )
 }
 
@@ -98,15 +98,16 @@ fn stand_in(setup: &'static Setup, nonce: &str) -> (Finding, Option<String>) {
     });
     match opened {
         Ok(_) => {
-            let what = format!("does not run yet; this check listens on port {port} in its place");
+            let what =
+                format!("is not running yet; this check listens on port {port} in its place");
             (PORT.warning(what, "start callbridge before you call"), Some(bridge.prove(nonce)))
         }
         Err(error) => {
             let what = format!("cannot listen on {}:{port}: {error}", bridge.config.bind);
             let cure = if error.kind() == io::ErrorKind::PermissionDenied {
-                "set PORT=8000: ports under 1024 belong to root"
+                "set PORT=8000: ports below 1024 are reserved for root"
             } else {
-                "set BIND to an address of this machine (0.0.0.0 is all of them), or another PORT"
+                "set BIND to an address of this machine (0.0.0.0 is all of them), or set another PORT"
             };
             (PORT.wrong(what, cure), None)
         }

@@ -61,7 +61,7 @@ fn from_outside(setup: &Setup, url: &str, nonce: &str, proof: Option<&str>) -> F
         (Some(_), _) => HEALTH.wrong(
             format!("{shown} leads to another callbridge, not to port {port} here"),
             format!(
-                "end the other one, or forward the tunnel or proxy to 127.0.0.1:{port} on this \
+                "stop the other one, or forward the tunnel or proxy to 127.0.0.1:{port} on this \
                  machine (unless it is one of several copies behind one address)"
             ),
         ),
@@ -75,7 +75,7 @@ fn from_outside(setup: &Setup, url: &str, nonce: &str, proof: Option<&str>) -> F
 fn unreached(why: &NoAnswer) -> &'static str {
     match why {
         NoAnswer::UnknownName => {
-            "correct the host's name in PUBLIC_URL; a tunnel's name ends with the tunnel"
+            "correct the host's name in PUBLIC_URL; a tunnel's name is gone when the tunnel is"
         }
         NoAnswer::Refused => "start the tunnel or the proxy that has this address",
         NoAnswer::TooSlow => {
@@ -100,9 +100,9 @@ fn explain(config: &Config, answer: &Answer, url: &str) -> (String, String) {
             format!("start it: cloudflared tunnel run (or --url http://localhost:{port})"),
         ),
         502..=504 | 520..=527 => (
-            format!(": the proxy answers {}, it reaches nobody behind it", answer.status),
+            format!(": the proxy answers {}: it reaches nothing behind it", answer.status),
             if header("cf-ray").is_some() {
-                format!("point the tunnel's service to http://localhost:{port}")
+                format!("point the tunnel's service at http://localhost:{port}")
             } else {
                 format!(
                     "forward the proxy to 127.0.0.1:{port} (Caddy: reverse_proxy 127.0.0.1:{port})"
@@ -115,22 +115,23 @@ fn explain(config: &Config, answer: &Answer, url: &str) -> (String, String) {
                 Some(origin) if origin.starts_with("https://") && origin != url => {
                     format!("set PUBLIC_URL={origin}")
                 }
-                _ => "take the redirect or login out of the way of PUBLIC_URL".to_owned(),
+                _ => "remove the redirect or login in front of PUBLIC_URL".to_owned(),
             };
             (format!(" redirects to {}", shown_url(to)), cure)
         }
         401 | 403 => (
             format!(": something in front asks for a login or refuses ({brief})"),
-            "let everybody pass: Twilio cannot log in; callbridge checks its signature".to_owned(),
+            "let every request through: Twilio cannot log in, and callbridge checks its signature"
+                .to_owned(),
         ),
         _ if port::is_older_callbridge(answer) => (
-            " leads to an older callbridge, or loses what stands behind the ?".to_owned(),
-            "stop the older one and start this one; let the proxy pass the whole address"
+            " leads to an older callbridge, or a proxy drops what follows the ?".to_owned(),
+            "stop the older one and start this one; let the proxy pass on the whole address"
                 .to_owned(),
         ),
         _ => (
             format!(" leads to another program, which answered {brief}"),
-            format!("forward the tunnel or proxy to port {port} of this machine, all paths of it"),
+            format!("forward the tunnel or proxy, with all paths, to port {port} of this machine"),
         ),
     }
 }
@@ -139,7 +140,7 @@ fn explain_ngrok(code: &str, port: u16) -> (String, String) {
     match code {
         "ERR_NGROK_3200" => (
             format!(": the ngrok tunnel is down ({code})"),
-            format!("start it: ngrok http {port}, and put its address into PUBLIC_URL (or ngrok)"),
+            format!("start it: ngrok http {port}; then set PUBLIC_URL to its address, or to ngrok"),
         ),
         "ERR_NGROK_8012" => (
             format!(": ngrok forwards to a port where nothing listens ({code})"),
@@ -185,7 +186,7 @@ fn address_for_twilio(url: &str) -> Option<Finding> {
     is_private.then(|| {
         ADDRESS.warning(
             format!("{host} is {address} here, an address that Twilio cannot reach"),
-            "if it is another one outside, all is well; else use a public name or a tunnel",
+            "if the name has another address outside, all is well; if not, use a tunnel or a public name",
         )
     })
 }

@@ -162,7 +162,7 @@ impl Printer {
             return Ok(());
         }
         let things = counted(wrong, "thing");
-        Err(Stop::Failed(format!("callbridge: a call would not work: {things} to mend")))
+        Err(Stop::Failed(format!("callbridge: a call would not work: {things} to fix")))
     }
 
     fn as_json(&self, finding: &Finding) -> Value {
@@ -182,6 +182,7 @@ pub(super) fn printable(config: &Config, text: &str) -> String {
     text.chars().map(harmless).take(LINE_CHARS_MAX).collect()
 }
 
-fn counted(count: usize, one: &str) -> String {
+/// `1 thing`, `2 things`.
+pub(super) fn counted(count: usize, one: &str) -> String {
     format!("{count} {one}{}", if count == 1 { "" } else { "s" })
 }

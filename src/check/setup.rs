@@ -10,7 +10,7 @@ use std::path::Path;
 
 use crate::{Agent, Bridge, Config, Stop, settings_in_force, trusted_roots};
 
-use super::report::{Finding, Topic};
+use super::report::{Finding, Topic, counted};
 use super::tunnel::public_url;
 
 /// One for the whole command; its threads keep it.
@@ -61,8 +61,9 @@ fn complains_of(complaints: &[String], setting: &str) -> bool {
 fn look_at_agent(config: &mut Config, findings: &mut Vec<Finding>) -> Result<(Agent, bool), Stop> {
     let mistakes = match Agent::load(config) {
         Ok(agent) => {
-            let (stages, tools) = (agent.stages.len(), agent.tools.len());
-            let what = format!("{}: {stages} stages, {tools} tools", agent.name);
+            let stages = counted(agent.stages.len(), "stage");
+            let tools = counted(agent.tools.len(), "tool");
+            let what = format!("{}: {stages}, {tools}", agent.name);
             findings.push(Topic::new("agent", "files").ok(what));
             return Ok((agent, true));
         }

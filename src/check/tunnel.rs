@@ -46,7 +46,7 @@ fn compare(tunnels: &[Tunnel], port: u16, url: Option<&str>) -> Option<Finding> 
     let found = tunnel_to(tunnels, port);
     let Some(url) = url else {
         let url = found.ok()?;
-        let what = format!("ngrok runs, and forwards {url} to port {port}");
+        let what = format!("ngrok is running, and forwards {url} to port {port}");
         let cure = format!("set PUBLIC_URL=ngrok, or PUBLIC_URL={url}");
         return Some(TUNNEL.warning(what, cure));
     };
@@ -61,7 +61,7 @@ fn compare(tunnels: &[Tunnel], port: u16, url: Option<&str>) -> Option<Finding> 
     let new = found.ok()?;
     let what = format!("PUBLIC_URL is {url}, but ngrok's address is now {new}");
     let cure = format!(
-        "set PUBLIC_URL={new} (or PUBLIC_URL=ngrok), start callbridge again, then: \
+        "set PUBLIC_URL={new} (or PUBLIC_URL=ngrok), restart callbridge, then run: \
          callbridge check --fix"
     );
     // A domain of one's own may lead here beside ngrok.

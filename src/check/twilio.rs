@@ -39,7 +39,7 @@ pub(super) fn look(setup: &'static Setup) -> Vec<Finding> {
         ));
     }
     if config.twilio_auth_token.is_none() || config.twilio_account_sid.is_none() {
-        let what = "the number is not looked at: it takes TWILIO_ACCOUNT_SID and TWILIO_AUTH_TOKEN";
+        let what = "the number is not checked: that takes TWILIO_ACCOUNT_SID and TWILIO_AUTH_TOKEN";
         let by_hand = voice_url(setup).unwrap_or_else(|| "PUBLIC_URL/incoming-call".into());
         let cure = format!(
             "set both; or set \"A call comes in\" in the console to Webhook, {by_hand}, HTTP POST"
@@ -53,7 +53,7 @@ pub(super) fn look(setup: &'static Setup) -> Vec<Finding> {
             match find_number(setup, Instant::now() + STEP_WITHIN) {
                 Ok(number) => {
                     let whose = number["phone_number"].as_str().unwrap_or("?");
-                    findings.push(NUMBER.ok(format!("{whose} is in this account")));
+                    findings.push(NUMBER.ok(format!("{whose} belongs to this account")));
                     findings.extend(judge_number(setup, &number));
                 }
                 Err(finding) => findings.push(finding),
@@ -61,8 +61,8 @@ pub(super) fn look(setup: &'static Setup) -> Vec<Finding> {
         }
         Err(trouble) => {
             findings.push(trouble.finding(&ACCOUNT, Level::Wrong));
-            let what = "the number is not looked at, for the reason above";
-            findings.push(NUMBER.skipped(what, "mend that first"));
+            let what = "the number is not checked, for the reason above";
+            findings.push(NUMBER.skipped(what, "fix that first"));
         }
     }
     findings
@@ -79,7 +79,7 @@ fn judge_account(config: &Config, account: &Value) -> Vec<Finding> {
         ("active", _) => ACCOUNT.ok("the account is active"),
         (status, _) => ACCOUNT.wrong(
             format!("the account is {status}"),
-            "see the console's first page: billing, or a question of Twilio's to answer",
+            "see the console's first page: billing, or a question from Twilio",
         ),
     }];
     let primary = account["auth_token"].as_str().filter(|token| !token.is_empty());
@@ -87,7 +87,7 @@ fn judge_account(config: &Config, account: &Value) -> Vec<Finding> {
         && !bool::from(primary.as_bytes().ct_eq(ours.reveal().as_bytes()))
     {
         findings.push(TOKEN.wrong(
-            "TWILIO_AUTH_TOKEN is not the primary Auth Token, with which Twilio signs",
+            "TWILIO_AUTH_TOKEN is not the primary Auth Token, which Twilio signs with",
             "copy the primary Auth Token, from the first page of the console",
         ));
     }
@@ -109,9 +109,9 @@ pub(super) fn find_number(setup: &Setup, deadline: Instant) -> Result<Value, Fin
         return Err(NUMBER.wrong(what, cure));
     }
     let what = if setup.is_malformed("TWILIO_PHONE_NUMBER") {
-        "not looked at: TWILIO_PHONE_NUMBER is malformed"
+        "not checked: TWILIO_PHONE_NUMBER is malformed"
     } else {
-        "TWILIO_PHONE_NUMBER is not set, so no number is looked at"
+        "TWILIO_PHONE_NUMBER is not set, so no number is checked"
     };
     let cure = match offered(phone_numbers(&numbers)).as_str() {
         "(none)" => {
@@ -155,8 +155,8 @@ pub(super) fn judge_number(setup: &Setup, number: &Value) -> Vec<Finding> {
     let text = |name: &str| number[name].as_str().unwrap_or_default();
     let mut findings = Vec::new();
     if number["capabilities"]["voice"].as_bool() == Some(false) {
-        let what = "the number has no voice: it cannot be called";
-        findings.push(HANDLED_BY.wrong(what, "buy one with voice"));
+        let what = "the number has no voice, so it cannot be called";
+        findings.push(HANDLED_BY.wrong(what, "buy a number with voice"));
     }
     for (field, handler) in [("voice_application_sid", "a TwiML app"), ("trunk_sid", "a SIP trunk")]
     {
@@ -191,8 +191,8 @@ fn judge_webhooks(number: &Value, wanted: &str) -> Vec<Finding> {
         VOICE.wrong(what, format!("it must be {wanted}: {fix}"))
     }];
     if text("voice_method") == "GET" {
-        let what = "the number's Voice URL is asked with GET, which callbridge answers 405";
-        findings.push(METHOD.wrong(what, format!("HTTP POST: {fix}")));
+        let what = "Twilio asks the number's Voice URL with GET, which callbridge refuses (405)";
+        findings.push(METHOD.wrong(what, format!("it must be HTTP POST: {fix}")));
     }
     let (status, method) = (status_url(wanted), text("status_callback_method"));
     if !is_set(number, "status_callback", &status) || method == "GET" {
@@ -201,7 +201,9 @@ fn judge_webhooks(number: &Value, wanted: &str) -> Vec<Finding> {
                 .to_owned(),
             url => format!("the number's status callback is {} ({method})", shown_url(url)),
         };
-        findings.push(STATUS_CALLBACK.warning(what, format!("{status}, HTTP POST: {fix}")));
+        findings.push(
+            STATUS_CALLBACK.warning(what, format!("it should be {status}, HTTP POST: {fix}")),
+        );
     }
     findings
 }
@@ -254,19 +256,19 @@ fn understand(url: &str, answered: Result<Answer, NoAnswer>) -> Result<Value, Tr
     let message = body["message"].as_str().unwrap_or("an answer that cannot be read");
     let (what, cure) = match (answer.status, code) {
         (_, 20_008) => (
-            "these are test credentials, which know no numbers".to_owned(),
+            "these are test credentials, which have no numbers".to_owned(),
             "use the live Account SID and Auth Token, from the first page of the console",
         ),
         (401, _) | (_, 20_003) => (
-            "does not know this Account SID and Auth Token together (401)".to_owned(),
+            "does not accept this Account SID with this Auth Token (401)".to_owned(),
             "copy both from the first page of the console; an API key's secret does not work",
         ),
-        (429, _) => ("is asked too often (429)".to_owned(), "try again in a minute"),
+        (429, _) => ("gets too many requests (429)".to_owned(), "try again in a minute"),
         (404, _) => (
             format!("knows no such account ({message})"),
             "copy TWILIO_ACCOUNT_SID again; check TWILIO_API_URL if it is set",
         ),
-        (status @ 500.., _) => (format!("is in trouble ({status})"), "try again later"),
+        (status @ 500.., _) => (format!("has a problem ({status})"), "try again later"),
         (status, code) => (
             format!("answered {status}, code {code}: {message}"),
             "look the code up at twilio.com/docs/api/errors",

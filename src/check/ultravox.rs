@@ -27,14 +27,14 @@ const CORPUS: Topic = Topic::new("Ultravox", "corpus");
 pub(super) fn look(setup: &'static Setup) -> Vec<Finding> {
     let config = &setup.bridge.config;
     if setup.is_malformed("ULTRAVOX_API_KEY") || setup.is_malformed("ULTRAVOX_API_URL") {
-        let what = "not asked: the key or its address is not set right";
-        return vec![ACCOUNT.skipped(what, "mend the settings first")];
+        let what = "not asked: ULTRAVOX_API_KEY or ULTRAVOX_API_URL is not valid";
+        return vec![ACCOUNT.skipped(what, "fix the settings first")];
     }
     let account = match ask(setup, "/api/accounts/me", Instant::now() + STEP_WITHIN) {
         Ok(account) => account,
         Err(trouble) => {
-            let what = "model, voices and corpus not looked up, for the reason above";
-            let rest = MODEL.skipped(what, "mend that first");
+            let what = "model, voices and corpus are not looked up, for the reason above";
+            let rest = MODEL.skipped(what, "fix that first");
             return vec![trouble.finding(&ACCOUNT, Level::Wrong), rest];
         }
     };
@@ -51,8 +51,8 @@ pub(super) fn look(setup: &'static Setup) -> Vec<Finding> {
     questions.push(Box::new(move || or_warning(&CORPUS, find_corpus(setup, deadline))));
     findings.extend(all_at_once("Ultravox", questions));
     if !setup.agent_is_right {
-        let what = "voices not looked up: the agent files have mistakes";
-        findings.push(VOICES.skipped(what, "mend the agent files first"));
+        let what = "voices are not looked up: the agent files have mistakes";
+        findings.push(VOICES.skipped(what, "fix the agent files first"));
     }
     findings
 }
@@ -63,16 +63,16 @@ fn or_warning(topic: &Topic, found: Result<Finding, Trouble>) -> Finding {
 
 fn judge_account(config: &Config, account: &Value) -> Vec<Finding> {
     let name = account["name"].as_str().filter(|name| !name.is_empty()).unwrap_or("no name");
-    let mut findings = vec![ACCOUNT.ok(format!("the key is good ({name})"))];
+    let mut findings = vec![ACCOUNT.ok(format!("the key works ({name})"))];
     let subscribed = account["hasActiveSubscription"].as_bool().unwrap_or(false);
     let left = account["freeTimeRemaining"].as_str().and_then(seconds);
     findings.extend(left.filter(|_| !subscribed).map(|left| judge_minutes(config, left)));
     if let Some(most) = account["allowedConcurrentCalls"].as_u64() {
         let what = format!("the plan allows {most} calls at once");
         findings.push(if usize::try_from(most).is_ok_and(|most| most < config.max_calls) {
-            let what = format!("{what}, MAX_CALLS is {}", config.max_calls);
+            let what = format!("{what}, but MAX_CALLS is {}", config.max_calls);
             let cure =
-                format!("set MAX_CALLS={most}: one more caller then hears that lines are busy");
+                format!("set MAX_CALLS={most}: the next caller then hears that all lines are busy");
             CALLS.warning(what, cure)
         } else {
             CALLS.ok(what)
@@ -84,16 +84,17 @@ fn judge_account(config: &Config, account: &Value) -> Vec<Finding> {
 fn judge_minutes(config: &Config, left: Duration) -> Finding {
     const ADD: &str = "add billing at app.ultravox.ai";
     let minutes = left.as_secs() / 60;
+    let plural = if minutes == 1 { " is" } else { "s are" };
     if minutes == 0 {
         return MINUTES.wrong("no free minutes are left, and there is no plan", ADD);
     }
     if left >= config.max_call {
-        return MINUTES.ok(format!("{minutes} free minutes are left"));
+        return MINUTES.ok(format!("{minutes} free minute{plural} left"));
     }
     // An unjoined or running call holds back its maximum duration.
     let longest = config.max_call.as_secs();
     let what =
-        format!("{minutes} free minutes are left, fewer than one call may take ({longest} s)");
+        format!("{minutes} free minute{plural} left, less than one call may take ({longest} s)");
     MINUTES.warning(what, format!("{ADD}, or set MAX_CALL_SECONDS={} or less", left.as_secs()))
 }
 
@@ -158,23 +159,27 @@ fn find_voice(
         }
         ids => topic.wrong(
             format!("has {} voices named \"{voice}\"", ids.len()),
-            format!("put an id into {place} in agent.json: {}", offered(ids.iter().copied())),
+            format!(
+                "put one of these ids into {place} in agent.json: {}",
+                offered(ids.iter().copied())
+            ),
         ),
     })
 }
 
 fn find_corpus(setup: &Setup, deadline: Instant) -> Result<Finding, Trouble> {
     let Some(id) = &setup.bridge.config.ultravox_corpus_id else {
-        let what = "ULTRAVOX_CORPUS_ID is not set: the agent looks nothing up";
+        let what = "ULTRAVOX_CORPUS_ID is not set, so the agent cannot look anything up";
         return Ok(CORPUS.skipped(what, "set it if you have a corpus at app.ultravox.ai"));
     };
     let Some(corpus) = find_by_id(setup, "/api/corpora", id, deadline)? else {
-        let cure = "set ULTRAVOX_CORPUS_ID to the id that app.ultravox.ai shows, or take it out";
+        let cure = "set ULTRAVOX_CORPUS_ID to the id that app.ultravox.ai shows, or remove it";
         return Ok(CORPUS.wrong(format!("has no corpus \"{id}\""), cure));
     };
     let name = name_of(&corpus);
     if corpus["stats"]["numDocs"].as_u64() == Some(0) {
-        let cure = "add a source to it at app.ultravox.ai: the agent finds nothing there";
+        let cure =
+            "add a source to it at app.ultravox.ai: until then the agent finds nothing in it";
         return Ok(CORPUS.warning(format!("the corpus {name} is empty"), cure));
     }
     Ok(CORPUS.ok(format!("knows the corpus {name}")))
@@ -222,12 +227,12 @@ fn ask(setup: &Setup, path: &str, deadline: Instant) -> Result<Value, Trouble> {
         200 if answer.json().is_object() => return Ok(answer.json()),
         401 | 403 => {
             what = format!("does not know the key ({status})");
-            "copy it again to ULTRAVOX_API_KEY: app.ultravox.ai, Settings, API keys"
+            "copy it into ULTRAVOX_API_KEY again: app.ultravox.ai, Settings, API keys"
         }
         402 => "the account has no minutes left: add billing at app.ultravox.ai",
-        429 => "too many requests at the moment: try again",
-        500.. => "Ultravox is in trouble: try again later",
-        _ => "this is not what Ultravox answers: check ULTRAVOX_API_URL",
+        429 => "too many requests at the moment: try again in a minute",
+        500.. => "Ultravox has a problem: try again later",
+        _ => "Ultravox does not answer like this: check ULTRAVOX_API_URL",
     };
     Err(Trouble { status, ..Trouble::new(what, cure) })
 }
