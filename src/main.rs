@@ -86,13 +86,11 @@ use std::collections::{HashMap, HashSet};
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, LazyLock, Mutex, PoisonError, mpsc};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use std::{io, thread};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
 use jiff::Timestamp;
 use ring::{digest, hmac};
 use rustls::ClientConfig;
@@ -102,10 +100,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use subtle::ConstantTimeEq as _;
 use tiny_http::Method;
-use tungstenite::Bytes;
-use tungstenite::protocol::Message;
 use tungstenite::protocol::frame::coding::CloseCode;
-
 
 use crate::around::lines::{CallSlot, Calls, Slot};
 use crate::around::mend::{another_stream, resume_agent, take_up};
@@ -136,11 +131,11 @@ use crate::records::transcript::{Heard, LINE_BROKE, Line, NOBODY_ANSWERED, Trans
 use crate::setup::agent::{Agent, Tool, ToolAction, find_calendar};
 use crate::setup::settings::Config;
 use crate::setup::start_lines::introduce;
-use crate::toolbox::failure::{Failure, Stop, needs_attention};
+use crate::toolbox::failure::{Failure, Party, Stop, needs_attention};
 use crate::toolbox::http::{Http, tls_config, trusted_roots};
 use crate::toolbox::log::{Sid, complain, log, log_as, say};
 use crate::toolbox::metrics::{
-    ANSWER_TIME, BROKEN_LINES, CALLS, DEAD_AIR, RESUMES, Relayed, TOOL_TIME, TOOLS, refused,
+    ANSWER_TIME, BROKEN_LINES, CALLS, DEAD_AIR, Relayed, TOOL_TIME, TOOLS, refused,
 };
 use crate::toolbox::random::{random_bytes, random_hex, random_number};
 use crate::toolbox::socket::SocketEnd;
@@ -322,14 +317,14 @@ struct Bridge {
 }
 
 fn serve() -> Result<(), Stop> {
-    let config = Config::load().map_err(|complaints| needs_attention("setting", &complaints))?;
+    let mut config =
+        Config::load().map_err(|complaints| needs_attention("setting", &complaints))?;
     log_as(config.log_level, config.log_format);
     std::panic::set_hook(Box::new(|panic| {
         let thread = thread::current();
         log!(Error, "thread {} {panic}", thread.name().unwrap_or("without a name"));
     }));
-    let mut bridge = Box::new(Bridge::new(config)?);
-    let config = &mut bridge.config;
+    let (agent, roots) = Bridge::needs(&config)?;
     let listener = TcpListener::bind((config.bind, config.port)).map_err(|error| {
         let (bind, port) = (config.bind, config.port);
         Stop::Failed(format!("callbridge: cannot listen on {bind}:{port}: {error}"))
@@ -340,7 +335,7 @@ fn serve() -> Result<(), Stop> {
             .map_err(|why| Stop::Failed(format!("callbridge: PUBLIC_URL=ngrok: {why}")))?;
     }
     // Threads of calls hold on to it until the process ends, so nobody could ever free it.
-    let bridge: &'static Bridge = Box::leak(bridge);
+    let bridge: &'static Bridge = Box::leak(Box::new(Bridge::build(config, agent, &roots)));
     run(bridge, listener).map_err(|error| Stop::Failed(format!("callbridge: {error}")))
 }
 
@@ -362,11 +357,17 @@ fn run(bridge: &'static Bridge, listener: TcpListener) -> io::Result<()> {
 }
 
 impl Bridge {
-    fn new(config: Config) -> Result<Bridge, Stop> {
-        let agent = Agent::load(&config)
+    /// What a server needs beside its settings: its agent, and whom it trusts.
+    fn needs(config: &Config) -> Result<(Agent, Vec<CertificateDer<'static>>), Stop> {
+        let agent = Agent::load(config)
             .map_err(|mistakes| needs_attention("agent file mistake", &mistakes))?;
         let roots = trusted_roots(config.ssl_cert_file.as_deref())
             .map_err(|complaint| needs_attention("setting", &[complaint]))?;
+        Ok((agent, roots))
+    }
+
+    fn new(config: Config) -> Result<Bridge, Stop> {
+        let (agent, roots) = Bridge::needs(&config)?;
         Ok(Bridge::build(config, agent, &roots))
     }
 
@@ -554,7 +555,7 @@ fn from_twilio(
     request: &mut tiny_http::Request,
     handle: fn(&'static Bridge, &Form) -> Reply,
 ) -> Reply {
-    let body = match read_body(bridge, request) {
+    let body = match read_body(request) {
         Ok(body) => body,
         Err(reply) => return reply,
     };
@@ -827,7 +828,6 @@ fn note_greeting(call: &Call, from: &str, ms: u64, why: &str) {
     call.journal.note(&json!({"event": "greeting", "from": from, "ms": ms, "why": why}));
 }
 
-
 // ============================================================================
 // 3. Agent: an Ultravox call is created, and joined at once
 // ============================================================================
@@ -868,11 +868,11 @@ fn create_agent_call(
     deadline: Instant,
 ) -> Result<AgentCall, Failure> {
     let (bridge, lasts) = (call.bridge, max_duration(call, opening));
-    let (stage, prior) = {
+    let (first_stage, prior) = {
         let state = lock(&call.state);
         (state.stage.clone(), state.agent_id.clone())
     };
-    let new = NewCall { stage: call.stage_body(&stage), opening, lasts, sid: &call.sid };
+    let new = NewCall { stage: call.stage_body(&first_stage), opening, lasts, sid: &call.sid };
     let mut order = body::call_body(&bridge.config, &bridge.agent, new);
     let goes_on = matches!(opening, Opening::GoOn(_)) && !prior.is_empty();
     let prior = goes_on.then_some(prior.as_str());
@@ -1294,7 +1294,7 @@ impl Voice {
     /// was lost.
     fn pass_on(&mut self, call: &Call, pcm: &[u8]) -> bool {
         let Some(caller) = call.await_stream() else { return false };
-        let mulaw = self.pcm.to_mulaw(pcm);
+        let mulaw = self.pcm.encode(pcm);
         let is_first_of_call = !call.tap.has_shown(Exhibit::AgentFrame);
         let arrives = caller.play(&mulaw);
         if !self.spoke && !mulaw.is_empty() {
@@ -1849,4 +1849,3 @@ fn note_transcript(call: &Call, heard: &Heard) {
         call.journal.note(&event);
     }
 }
-

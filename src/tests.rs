@@ -6,6 +6,7 @@
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Instant;
 use std::{fs, thread};
 
@@ -80,7 +81,7 @@ fn whoever_looks_at_a_call_does_not_wait_for_the_disk() {
         wire: String::new(),
     };
     let mut call = Call::new(Box::leak(Box::new(bridge())), &incoming);
-    call.journal = Journal::at(pipe);
+    call.journal = Arc::new(Journal::at(pipe));
     let heard = Heard {
         speaker: Speaker::User,
         ordinal: 0,

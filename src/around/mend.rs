@@ -1,16 +1,23 @@
 //! A call that goes on after a break.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::around::lines::Slot;
-use crate::records::tap::Exhibit;
+use crate::parties::ultravox::AGENT_WITHIN;
+use crate::parties::ultravox::leg::AgentLeg;
 use crate::records::journal::HangUp;
 use crate::records::past::{Filed, journal_of};
+use crate::records::tap::Exhibit;
 use crate::records::transcript::LINE_BROKE;
+use crate::toolbox::failure::{Failure, Party};
 use crate::toolbox::log::{Sid, log};
 use crate::toolbox::metrics::{RESUMES, refused};
 use crate::toolbox::threads::lock;
-use crate::{Answer, Bridge, Call, Opening, after_the_agent, cannot_serve, connect_to_agent};
+use crate::{
+    Answer, Bridge, Call, Opening, after_the_agent, cannot_serve, connect_to_agent,
+    create_agent_call,
+};
 
 /// Streams of one call. One more, and the caller hears the apology: something cuts them all.
 pub(crate) const STREAMS_MAX: u32 = 6;

@@ -5,14 +5,10 @@ use std::time::Duration;
 use std::{io, thread};
 
 use ring::hmac;
-use serde_json::Value;
 
 use crate::Bridge;
 use crate::door::reply::Reply;
-use crate::parties::n8n::N8N_REPLY_BYTES_MAX;
 use crate::parties::twilio::Form;
-use crate::parties::ultravox::{ULTRAVOX_REPLY_BYTES_MAX, ultravox_advice};
-use crate::toolbox::failure::{Failure, Party, unreachable_party};
 use crate::toolbox::http::IDLE_MAX;
 use crate::toolbox::log::log;
 use crate::toolbox::text::hex;
@@ -51,7 +47,8 @@ pub(crate) fn keep_ready(bridge: &'static Bridge) -> io::Result<()> {
     spawn("ultravox ready".into(), move || {
         let mut complaint = None;
         loop {
-            let found = bridge.ultravox.has_room(WARM_WITHIN).err().map(|failure| failure.to_string());
+            let found =
+                bridge.ultravox.has_room(WARM_WITHIN).err().map(|failure| failure.to_string());
             bridge.agent_is_ready.store(found.is_none(), Ordering::Relaxed);
             match &found {
                 Some(found) if complaint.as_ref() != Some(found) => {

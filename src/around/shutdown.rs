@@ -5,9 +5,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 use std::{io, thread};
 
-use serde_json::json;
 use signal_hook::iterator::Signals;
-use tungstenite::protocol::Message;
 
 use crate::records::journal::HangUp;
 use crate::records::outbox::tidy_journals;

@@ -72,6 +72,3 @@ fn look_at(outbox: &Outbox) {
     OUTBOX_OLDEST.of(&[]).set(age.as_secs_f64());
     OUTBOX_GIVEN_UP.of(&[]).set(outbox.given_up.load(Ordering::Relaxed));
 }
-
-#[cfg(test)]
-mod tests;

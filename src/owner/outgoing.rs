@@ -7,14 +7,15 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use crate::Bridge;
 use crate::door::reply::Reply;
+use crate::parties::n8n::GREETING_CHARS_MAX;
 use crate::parties::twilio::rest;
 use crate::toolbox::log::{Sid, log};
 use crate::toolbox::metrics::refused;
 use crate::toolbox::random::random_hex;
 use crate::toolbox::text::{is_e164, shorten_number};
 use crate::toolbox::threads::lock;
-use crate::{Bridge, GREETING_CHARS_MAX};
 
 /// An outgoing call's greeting is remembered for this long while the phone rings.
 pub(crate) const RINGING_MAX: Duration = Duration::from_mins(11);

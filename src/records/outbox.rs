@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use std::{fs, io};
 
@@ -11,12 +11,11 @@ use serde_json::{Value, json};
 
 use crate::Bridge;
 use crate::around::lines::Calls;
-use crate::parties::twilio::twiml::TRANSFER_MAX;
-use crate::records::tap::Tap;
 use crate::parties::n8n::Question;
-use std::sync::Arc;
+use crate::parties::twilio::twiml::TRANSFER_MAX;
 use crate::records::journal::{Direction, HangUp, Journal};
 use crate::records::past::{Filed, delivered_at, journals, sid_of};
+use crate::records::tap::Tap;
 use crate::records::transcript::{Line, Transcript};
 use crate::toolbox::failure::Failure;
 use crate::toolbox::log::log;

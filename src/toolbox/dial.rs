@@ -18,7 +18,7 @@ use tungstenite::handshake::{client as ws_client, derive_accept_key};
 use tungstenite::protocol::Role;
 
 use crate::toolbox::failure::{Failure, Party, Secret};
-use crate::toolbox::socket::{Socket, SocketState, READ_BYTES, WRITE_WITHIN, Wire, is_timeout};
+use crate::toolbox::socket::{READ_BYTES, Socket, SocketState, WRITE_WITHIN, Wire, is_timeout};
 use crate::toolbox::threads::lock;
 
 /// Joining the agent's WebSocket: connect, TLS, upgrade, each.

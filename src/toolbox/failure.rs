@@ -1,8 +1,6 @@
 //! Who failed, at what, why, and what to do about it.
 
 use std::fmt::{self, Display};
-use std::io;
-use std::time::Duration;
 
 /// Why the program ends without having done what it was asked for.
 pub(crate) enum Stop {

@@ -9,10 +9,10 @@
 //! let answer = http.ask(Party::N8n, &Ask { method: "OPTIONS", url, within, ..Ask::default() })?;
 //! ```
 
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
-use std::io;
 
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
@@ -103,15 +103,12 @@ impl Http {
         }
         // A limit of nothing would be none at all.
         let within = Some(ask.within.max(Duration::from_millis(1)));
-        let answered = match ask.body {
-            Some(body) => {
-                let request = self.0.configure_request(request.body(body)?);
-                self.0.run(request.timeout_global(within).build())
-            }
-            None => {
-                let request = self.0.configure_request(request.body(())?);
-                self.0.run(request.timeout_global(within).build())
-            }
+        let answered = if let Some(body) = ask.body {
+            let request = self.0.configure_request(request.body(body)?);
+            self.0.run(request.timeout_global(within).build())
+        } else {
+            let request = self.0.configure_request(request.body(())?);
+            self.0.run(request.timeout_global(within).build())
         };
         let mut response = answered?;
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
@@ -129,7 +126,9 @@ fn no_answer(party: Party, error: ureq::Error, within: Duration) -> Failure {
             Failure::new(party, "no connection in time").certainly_not_done()
         }
         Error::Timeout(_) => {
-            Failure::new(party, format!("no answer within {} ms", within.as_millis()))
+            // To the hundredth of a second: what is left of a deadline is a hair less than the whole.
+            let ms = (within.as_millis() + 5) / 10 * 10;
+            Failure::new(party, format!("no answer within {ms} ms"))
         }
         Error::HostNotFound => Failure::new(party, "its host name is not known")
             .advise("check the address")

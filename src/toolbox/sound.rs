@@ -7,7 +7,7 @@
 //!
 //! ```text
 //! let pcm = to_pcm(&mulaw);              // caller to agent
-//! let mulaw = from_agent.to_mulaw(&pcm); // agent to caller
+//! let mulaw = from_agent.encode(&pcm); // agent to caller
 //! ```
 
 use std::sync::LazyLock;
@@ -44,7 +44,7 @@ pub(crate) struct PcmStream {
 }
 
 impl PcmStream {
-    pub(crate) fn to_mulaw(&mut self, pcm: &[u8]) -> Vec<u8> {
+    pub(crate) fn encode(&mut self, pcm: &[u8]) -> Vec<u8> {
         let mut mulaw = Vec::with_capacity(pcm.len() / SAMPLE_BYTES + 1);
         let mut rest = pcm;
         if let (Some(low), Some((&high, after))) = (self.odd_byte, pcm.split_first()) {

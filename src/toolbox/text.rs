@@ -4,7 +4,6 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use serde_json::{Value, json};
 
 pub(crate) fn find(text: &[u8], what: &[u8]) -> Option<usize> {
     text.windows(what.len()).position(|window| window == what)
@@ -16,15 +15,6 @@ pub(crate) fn starts_with_word(text: &str, word: &str) -> bool {
 
 pub(crate) fn listed(names: &[&str], one: &str, many: &str) -> String {
     format!("{} {}", names.join(", "), if names.len() == 1 { one } else { many })
-}
-
-/// A message with one of its fields made unreadable.
-pub(crate) fn hidden(text: &str, field: &str) -> String {
-    let mut message: Value = serde_json::from_str(text).unwrap_or_default();
-    if let Some(value) = message.pointer_mut(field) {
-        *value = json!("***");
-    }
-    message.to_string()
 }
 
 /// RFC 3339, to the millisecond.

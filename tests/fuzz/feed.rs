@@ -22,13 +22,13 @@ use tungstenite::handshake::server as ws_server;
 use crate::door::head::{
     ANNOUNCED_BYTES_MAX, HEAD_BYTES_MAX, announced_body, read_head, wants_media_stream,
 };
-use crate::parties::n8n::N8nReply;
-use crate::parties::n8n::reply::{n8n_refusal, understand_reply};
-use crate::parties::twilio::stream::FromTwilio;
-use crate::parties::twilio::twiml::{twiml, xml_escape};
+use crate::parties::n8n::reply::{N8nReply, n8n_refusal, understand_reply};
+use crate::parties::twilio::messages::FromTwilio;
+use crate::parties::twilio::twiml::{response, xml_escape};
 use crate::parties::twilio::{Form, is_sid, signature_is_valid, url_with_and_without_port};
+use crate::parties::ultravox::body::selected_tools;
 use crate::parties::ultravox::leg::{FromAgent, INVOCATION_ID_BYTES_MAX};
-use crate::parties::ultravox::{read_agent_call, selected_tools, ultravox_refusal};
+use crate::parties::ultravox::{read_agent_call, refusal};
 use crate::records::journal::Journal;
 use crate::records::outbox::left_behind;
 use crate::records::past::{Filed, sid_of};
@@ -157,7 +157,7 @@ fn feed_value(value: &str) {
         c => !c.is_control(),
     };
     let wanted: String = value.chars().filter(plain).collect();
-    let said = demo::Twiml::read(&twiml(&format!("<Say>{escaped}</Say>"))).unwrap();
+    let said = demo::Twiml::read(&response(&format!("<Say>{escaped}</Say>"))).unwrap();
     assert_eq!(said.said, [wanted.trim()], "Twilio reads what was meant");
 
     let shown = presentable(value);
@@ -182,7 +182,8 @@ fn feed_value(value: &str) {
 fn feed_twilio(text: &str) {
     let value: Value = serde_json::from_str(text).unwrap_or_default();
     for sid in ["", "MZ1"] {
-        let Ok(message) = FromTwilio::parse(text, sid) else {
+        let mut mulaw = Vec::new();
+        let Ok(message) = FromTwilio::parse(text, sid, &mut mulaw) else {
             continue;
         };
         if !value.is_object() {
@@ -193,9 +194,10 @@ fn feed_twilio(text: &str) {
         let is_new = matches!(message, FromTwilio::Unknown(_));
         assert!(is_new || sid.is_empty() || value["streamSid"] == sid, "for another stream");
         match message {
-            FromTwilio::Media(payload) => {
-                assert_eq!((event, &value["media"]["payload"]), (&json!("media"), &json!(payload)));
-                feed_sound(&payload);
+            FromTwilio::Media => {
+                let payload = value["media"]["payload"].as_str().unwrap();
+                assert_eq!((event, BASE64.decode(payload).unwrap()), (&json!("media"), mulaw));
+                feed_sound(payload);
             }
             FromTwilio::Start(start) => {
                 assert_eq!(value["start"]["callSid"], start.call_sid);
@@ -248,7 +250,10 @@ fn feed_ultravox(text: &str) {
                     assert!(told.is_none_or(|told| told.starts_with("Not done yet: ")));
                 }
             }
-            FromAgent::ClearBuffer | FromAgent::State(_) | FromAgent::Other(_) => {}
+            FromAgent::Voice(_)
+            | FromAgent::ClearBuffer
+            | FromAgent::State(_)
+            | FromAgent::Other(_) => {}
         }
     }
     let kept: usize = transcript.lines.iter().map(|line| line.text.len()).sum();
@@ -308,7 +313,7 @@ fn feed_n8n(data: &[u8]) {
             Err(failure) => check_failure(&failure),
         }
     }
-    check_failure(&ultravox_refusal(status, &reply.body));
+    check_failure(&refusal(status, &reply.body));
     match read_agent_call(&reply.body) {
         Ok(created) => {
             let answer: Value = serde_json::from_str(&reply.body).unwrap();
@@ -345,7 +350,7 @@ fn feed_agent(text: &str) {
     bridge.agent = agent;
     for stage in bridge.agent.stages.values() {
         assert!(stage.tools.iter().all(|tool| bridge.agent.tools.contains_key(tool)));
-        let offered = json!(selected_tools(&bridge, stage));
+        let offered = json!(selected_tools(&bridge.config, &bridge.agent, stage));
         assert_eq!(demo::tools_objection(&offered), None, "{offered}");
     }
     check_workflow(&workflow_for(&bridge.agent).unwrap());

@@ -63,7 +63,8 @@ pub(crate) fn accept(
         shut(socket);
         why
     };
-    let unusable = |error: tungstenite::Error| refuse("upgrade", "400 Bad Request", error.to_string());
+    let unusable =
+        |error: tungstenite::Error| refuse("upgrade", "400 Bad Request", error.to_string());
     let parsed = ws_server::Request::try_parse(&head).map_err(unusable)?;
     let (length, request) = parsed.ok_or("an incomplete head")?;
     if let Some(token) = &config.twilio_auth_token
@@ -257,7 +258,7 @@ impl CallerLeg {
 }
 
 /// A message with sound in it, most of which is left out.
-fn media_in_short(text: &str) -> String {
+pub(crate) fn media_in_short(text: &str) -> String {
     let mut message: Value = serde_json::from_str(text).unwrap_or_default();
     if let Some(payload) = message.pointer_mut("/media/payload") {
         *payload = json!(cut(payload.as_str().unwrap_or_default(), 24));

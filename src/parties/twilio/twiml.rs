@@ -66,11 +66,11 @@ fn say(language: &str, text: &str) -> String {
 }
 
 /// Not even an empty line may stand before `<?xml` (Twilio error 12100).
-fn response(verbs: &str) -> String {
+pub(crate) fn response(verbs: &str) -> String {
     format!("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Response>{verbs}</Response>\n")
 }
 
-fn xml_escape(text: &str) -> String {
+pub(crate) fn xml_escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for character in text.chars() {
         match character {

@@ -129,8 +129,7 @@ impl AgentLeg {
     }
 }
 
-/// What Ultravox sends: its voice as binary messages, the rest as text. One real message of each
-/// kind:
+/// What Ultravox sends. One real message of each kind that is text:
 ///
 /// ```text
 /// {"type":"call_started","callId":"7c21…"}

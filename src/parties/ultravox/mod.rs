@@ -47,7 +47,7 @@ pub(crate) struct Ultravox {
 pub(crate) struct AgentCall {
     pub(crate) id: String,
     /// Whoever holds it may join the call.
-    join_url: Secret,
+    pub(crate) join_url: Secret,
 }
 
 impl Ultravox {
@@ -167,7 +167,8 @@ impl Ultravox {
         let account: Value = serde_json::from_str(&answered.body).unwrap_or_default();
         match (account["activeCalls"].as_u64(), account["allowedConcurrentCalls"].as_u64()) {
             (Some(active), Some(allowed)) if active >= allowed => {
-                let what = format!("all {allowed} calls that the account allows at once are in use");
+                let what =
+                    format!("all {allowed} calls that the account allows at once are in use");
                 Err(Failure::new(Party::Ultravox, what).advise("set MAX_CALLS to fit"))
             }
             _ => Ok(()),
@@ -180,7 +181,7 @@ fn retry_after(answered: &Answered) -> Option<Duration> {
     seconds.trim().parse().ok().map(Duration::from_secs)
 }
 
-fn read_agent_call(text: &str) -> Result<AgentCall, Failure> {
+pub(crate) fn read_agent_call(text: &str) -> Result<AgentCall, Failure> {
     let created: Value = serde_json::from_str(text).map_err(|error| {
         Failure::new(Party::Ultravox, "created the call, but its answer is not JSON")
             .caused_by(error)
@@ -193,7 +194,7 @@ fn read_agent_call(text: &str) -> Result<AgentCall, Failure> {
     }
 }
 
-fn refusal(status: u16, text: &str) -> Failure {
+pub(crate) fn refusal(status: u16, text: &str) -> Failure {
     // The shape of an error's body is not documented, so its beginning is shown as it is.
     let hint: String = text.chars().filter(|c| !c.is_control()).take(200).collect();
     let what = format!("could not create the agent's call: {status} {hint}");

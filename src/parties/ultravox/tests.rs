@@ -4,7 +4,8 @@
 
 use serde_json::{Value, json};
 
-use crate::parties::ultravox::{host_only, read_agent_call, selected_tools, ultravox_refusal};
+use crate::parties::ultravox::body::selected_tools;
+use crate::parties::ultravox::{host_only, read_agent_call, refusal};
 use crate::testing::bridge;
 
 #[test]
@@ -20,19 +21,19 @@ fn a_refusal_of_ultravox_says_what_to_do() {
         (503, "no room at the moment"),
     ];
     for (status, advice) in cases {
-        let line = ultravox_refusal(status, "{\"detail\":\n\"why\"}").to_string();
+        let line = refusal(status, "{\"detail\":\n\"why\"}").to_string();
         let begins =
             format!("Ultravox: could not create the agent's call: {status} {{\"detail\":\"why\"}}");
         assert!(line.starts_with(&begins), "{line}");
         assert!(line.contains(advice) && line.ends_with(')'), "{line}");
-        let refused = ultravox_refusal(status, "").refused;
+        let refused = refusal(status, "").refused;
         assert_eq!(refused, [400, 404].contains(&status), "asked in another way, it might do");
     }
     assert_eq!(
-        ultravox_refusal(401, "").to_string(),
+        refusal(401, "").to_string(),
         "Ultravox: could not create the agent's call: 401 (check ULTRAVOX_API_KEY)"
     );
-    assert!(ultravox_refusal(400, &"é".repeat(9_999)).to_string().chars().count() < 400);
+    assert!(refusal(400, &"é".repeat(9_999)).to_string().chars().count() < 400);
 }
 
 #[test]
@@ -51,7 +52,7 @@ fn a_created_call_has_an_id_and_an_address_to_join() {
 #[test]
 fn the_agent_is_offered_a_stages_tools_in_ultravox_words() {
     let bridge = bridge();
-    let tools = selected_tools(&bridge, &bridge.agent.stages["main_convo"]);
+    let tools = selected_tools(&bridge.config, &bridge.agent, &bridge.agent.stages["main_convo"]);
     let corpus = tools.iter().find(|tool| tool["toolName"] == "queryCorpus").unwrap();
     assert_eq!(corpus["nameOverride"], "queryCorpus");
     assert_eq!(corpus["parameterOverrides"], json!({"corpus_id": "corpus-1", "max_results": 5}));

@@ -2,9 +2,8 @@
 
 use std::error::Error as _;
 use std::io;
-use std::time::Duration;
 
-use crate::toolbox::failure::{Failure, Party, Secret, Stop, needs_attention, unreachable_party};
+use crate::toolbox::failure::{Failure, Party, Secret, Stop, needs_attention};
 
 #[test]
 fn what_needs_attention_is_counted_and_listed() {
@@ -57,29 +56,5 @@ fn a_secret_cannot_be_printed() {
     assert_eq!(copy.reveal(), "hush");
     for printed in [format!("{secret:?}"), format!("{secret:#?}"), format!("{:?}", Some(&secret))] {
         assert!(printed.contains("***") && !printed.contains("hush"), "{printed}");
-    }
-}
-
-#[test]
-fn what_never_reached_n8n_was_certainly_not_done() {
-    use ureq::{Error, Timeout};
-    let refused = || Error::Io(io::ErrorKind::ConnectionRefused.into());
-    let reset = || Error::Io(io::ErrorKind::ConnectionReset.into());
-    let cases = [
-        (Error::Timeout(Timeout::Resolve), true, "no connection in time"),
-        (Error::Timeout(Timeout::Connect), true, "no connection in time"),
-        (Error::Timeout(Timeout::Global), false, "no answer within 1500 ms"),
-        (Error::Timeout(Timeout::RecvResponse), false, "no answer within 1500 ms"),
-        (Error::HostNotFound, true, "its host name is not known (check the address)"),
-        (Error::ConnectionFailed, true, "no connection (is it running"),
-        (refused(), true, "it refuses the connection (is it running"),
-        (reset(), false, "the request failed: "),
-        (Error::BodyExceedsLimit(65_536), false, "an answer of more than 65536 bytes"),
-    ];
-    for (error, not_done, wanted) in cases {
-        let failure = unreachable_party(Party::N8n, error, Duration::from_millis(1_500));
-        let line = failure.to_string();
-        assert!(line.starts_with(&format!("n8n: {wanted}")), "{line}");
-        assert_eq!(failure.certainly_not_done, not_done, "{line}");
     }
 }

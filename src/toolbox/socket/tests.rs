@@ -14,38 +14,38 @@ use tungstenite::protocol::frame::coding::CloseCode;
 
 use crate::testing::{DEADLINE, sockets};
 use crate::toolbox::socket::{
-    AGENT_MESSAGE_BYTES_MAX, Duplex, LineEnd, Received, TWILIO_MESSAGE_BYTES_MAX,
+    AGENT_MESSAGE_BYTES_MAX, Received, Socket, SocketEnd, TWILIO_MESSAGE_BYTES_MAX,
 };
 use crate::toolbox::text::hex;
 
 /// Twilio's end as we hold it, and ours of the agent's leg, put together.
-fn two_ends() -> (Duplex, Duplex) {
+fn two_ends() -> (Socket, Socket) {
     let (near, far) = sockets();
     (
-        Duplex::new(near, None, Vec::new(), Role::Server),
-        Duplex::new(Arc::new(far), None, Vec::new(), Role::Client),
+        Socket::new(near, None, Vec::new(), Role::Server),
+        Socket::new(Arc::new(far), None, Vec::new(), Role::Client),
     )
 }
 
 /// An end, and a bare socket that can send it anything.
-fn end_and_bare_socket(role: Role) -> (Duplex, TcpStream) {
+fn end_and_bare_socket(role: Role) -> (Socket, TcpStream) {
     let (near, far) = sockets();
-    (Duplex::new(near, None, Vec::new(), role), far)
+    (Socket::new(near, None, Vec::new(), role), far)
 }
 
 /// A message or an end, in one word and its content.
-fn heard(end: &Duplex) -> String {
+fn heard(end: &Socket) -> String {
     match end.read(DEADLINE) {
         Ok((Received::Text(text), _)) => format!("text {text}"),
         Ok((Received::Binary(bytes), _)) => format!("binary {}", hex(&bytes)),
-        Err(LineEnd::Quiet) => "quiet".to_owned(),
-        Err(LineEnd::Closed(code)) => format!("closed {code:?}"),
-        Err(LineEnd::Broken(why)) => format!("broken: {why}"),
-        Err(LineEnd::Nonsense(why)) => format!("nonsense: {why}"),
+        Err(SocketEnd::Quiet) => "quiet".to_owned(),
+        Err(SocketEnd::Closed(code)) => format!("closed {code:?}"),
+        Err(SocketEnd::Broken(why)) => format!("broken: {why}"),
+        Err(SocketEnd::Nonsense(why)) => format!("nonsense: {why}"),
     }
 }
 
-fn say(end: &Duplex, text: &str) {
+fn say(end: &Socket, text: &str) {
     assert!(end.send(Message::text(text)).is_ok(), "{text} was not sent");
 }
 
@@ -89,7 +89,7 @@ fn text_and_binary_arrive_whole_in_both_directions() {
 fn what_came_with_the_handshake_is_heard_first() {
     let (near, mut far) = sockets();
     let early = b"\x81\x02hi\x82\x01\x07\x81\x05wo".to_vec();
-    let end = Duplex::new(near, None, early, Role::Client);
+    let end = Socket::new(near, None, early, Role::Client);
     far.write_all(b"rld").unwrap();
     assert_eq!(heard(&end), "text hi");
     assert_eq!(heard(&end), "binary 07");
@@ -124,8 +124,8 @@ fn a_goodbye_arrives_with_its_code_and_is_answered() {
     assert_eq!(heard(&client), "text last words");
     assert_eq!(heard(&client), "closed Some(1008)");
     assert_eq!(heard(&server), "closed Some(1008)", "the answer repeats the code");
-    assert!(matches!(client.send(Message::text("x")), Err(LineEnd::Closed(None))));
-    assert!(matches!(server.send(Message::text("x")), Err(LineEnd::Closed(None))));
+    assert!(matches!(client.send(Message::text("x")), Err(SocketEnd::Closed(None))));
+    assert!(matches!(server.send(Message::text("x")), Err(SocketEnd::Closed(None))));
     server.close(CloseCode::Normal, "a second time does nothing");
     client.close(CloseCode::Normal, "nor here");
 }
@@ -242,13 +242,13 @@ fn our_own_shut_wakes_the_reader() {
 fn a_quiet_line_is_still_a_good_line() {
     let (end, mut far) = end_and_bare_socket(Role::Client);
     let patience = Duration::from_millis(1);
-    assert!(matches!(end.read(Duration::ZERO), Err(LineEnd::Quiet)));
-    assert!(matches!(end.read(patience), Err(LineEnd::Quiet)));
+    assert!(matches!(end.read(Duration::ZERO), Err(SocketEnd::Quiet)));
+    assert!(matches!(end.read(patience), Err(SocketEnd::Quiet)));
     far.write_all(b"\x81\x05he").unwrap();
-    assert!(matches!(end.read(patience), Err(LineEnd::Quiet)), "half a message is none");
+    assert!(matches!(end.read(patience), Err(SocketEnd::Quiet)), "half a message is none");
     far.write_all(b"llo").unwrap();
     assert_eq!(heard(&end), "text hello");
-    assert!(matches!(end.read(patience), Err(LineEnd::Quiet)), "patience can be lost again");
+    assert!(matches!(end.read(patience), Err(SocketEnd::Quiet)), "patience can be lost again");
     say(&end, "are you there?");
     assert_eq!(frame(&mut far), (0x81, b"are you there?".to_vec()));
 }
@@ -275,12 +275,12 @@ fn one_thread_sends_while_another_waits_for_the_answer() {
 fn two_thousand_messages_each_way_at_once_arrive_in_order() {
     const MESSAGES: usize = 2_000;
     let (server, client) = two_ends();
-    let send_all = |end: &Duplex, name: &str| {
+    let send_all = |end: &Socket, name: &str| {
         for number in 0..MESSAGES {
             say(end, &format!("{name} {number}"));
         }
     };
-    let first_wrong = |end: &Duplex, name: &str| {
+    let first_wrong = |end: &Socket, name: &str| {
         let mut all = (0..MESSAGES).map(|number| (format!("text {name} {number}"), heard(end)));
         all.find(|(wanted, found)| wanted != found)
     };
@@ -328,11 +328,11 @@ fn several_threads_may_send_on_one_line() {
 #[test]
 fn the_end_of_a_line_reads_as_a_sentence() {
     let cases = [
-        (LineEnd::Quiet, "nothing came for too long"),
-        (LineEnd::Closed(Some(1008)), "closed with code 1008"),
-        (LineEnd::Closed(None), "closed"),
-        (LineEnd::Broken("no goodbye".to_owned()), "the line broke: no goodbye"),
-        (LineEnd::Nonsense("too long".to_owned()), "nonsense on the line: too long"),
+        (SocketEnd::Quiet, "nothing came for too long"),
+        (SocketEnd::Closed(Some(1008)), "closed with code 1008"),
+        (SocketEnd::Closed(None), "closed"),
+        (SocketEnd::Broken("no goodbye".to_owned()), "the line broke: no goodbye"),
+        (SocketEnd::Nonsense("too long".to_owned()), "nonsense on the line: too long"),
     ];
     for (end, wanted) in cases {
         assert_eq!(end.to_string(), wanted);

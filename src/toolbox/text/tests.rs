@@ -1,7 +1,8 @@
 //! Tables of cases for the small functions on text.
 
+use crate::records::tap::hidden;
 use crate::toolbox::text::{
-    cut, fill, find, hex, hidden, is_e164, listed, placeholders, shorten, shorten_number,
+    cut, fill, find, hex, is_e164, listed, placeholders, shorten, shorten_number,
 };
 
 #[test]

@@ -2,23 +2,24 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
-use std::borrow::Cow;
-
-use crate::parties::twilio::stream::{FromTwilio, media_for_the_eye};
+use crate::parties::twilio::messages::FromTwilio;
+use crate::parties::twilio::stream::media_in_short;
 use crate::testing::messages_in_doc;
 
 #[test]
 fn the_messages_shown_in_the_text_are_understood() {
     let messages = messages_in_doc(
-        include_str!("../stream.rs"),
+        include_str!("../messages.rs"),
         "What Twilio sends. One real message of each kind:",
     );
-    let parsed: Vec<FromTwilio> =
-        messages.iter().map(|text| FromTwilio::parse(text, "").unwrap()).collect();
+    let parsed: Vec<FromTwilio> = messages
+        .iter()
+        .map(|text| parse(&text.replace("<base64>", "/w=="), "").unwrap().0)
+        .collect();
     let [
         FromTwilio::Connected,
         FromTwilio::Start(start),
-        FromTwilio::Media(payload),
+        FromTwilio::Media,
         FromTwilio::Dtmf(digit),
         FromTwilio::Mark(mark),
         FromTwilio::Stop,
@@ -31,11 +32,10 @@ fn the_messages_shown_in_the_text_are_understood() {
     assert_eq!(start.media_format.encoding, "audio/x-mulaw");
     assert_eq!(start.media_format.sample_rate, 8_000);
     assert_eq!(start.custom_parameters["token"], "…");
-    assert_eq!((payload.as_ref(), digit.as_str(), mark.as_str()), ("<base64>", "1", "goodbye"));
-    assert!(matches!(payload, Cow::Borrowed(_)), "fifty times a second nothing is copied");
-    for text in &messages[1..] {
-        FromTwilio::parse(text, "MZ…").unwrap();
-        let why = FromTwilio::parse(text, "MZother").unwrap_err();
+    assert_eq!((digit.as_str(), mark.as_str()), ("1", "goodbye"));
+    for text in messages[1..].iter().map(|text| text.replace("<base64>", "/w==")) {
+        parse(&text, "MZ…").unwrap();
+        let why = parse(&text, "MZother").unwrap_err();
         assert!(why.ends_with("message for another stream"), "{text}: {why}");
     }
 }
@@ -46,18 +46,18 @@ fn twilio_may_order_and_escape_as_it_likes() {
         (
             r#"{"streamSid":"MZ1","media":{"payload":"ab\/\/+w==","timestamp":"155","chunk":"1",
                 "track":"inbound"},"sequenceNumber":"2","event":"media"}"#,
-            FromTwilio::Media("ab//+w==".into()),
+            FromTwilio::Media,
         ),
         (
-            r#"{"event":"\u006dedia","streamSid":"\u004DZ1","media":{"payload":"\u002b\u002F"}}"#,
-            FromTwilio::Media("+/".into()),
+            r#"{"event":"\u006dedia","streamSid":"\u004DZ1","media":{"payload":"\u002b\u0077=="}}"#,
+            FromTwilio::Media,
         ),
-        (r#"{"event":"media","streamSid":"MZ1","media":{"payload":""}}"#, media("")),
+        (r#"{"event":"media","streamSid":"MZ1","media":{"payload":""}}"#, FromTwilio::Media),
         // Numbers where texts are documented, and the other way round, where we do not look.
         (
             r#"{"event":"media","sequenceNumber":2,"streamSid":"MZ1","media":{"track":7,
                 "chunk":1,"timestamp":155,"payload":"/w==","new":{"key":[null,1.5,true]}}}"#,
-            media("/w=="),
+            FromTwilio::Media,
         ),
         (
             r#"{"event":"stop","sequenceNumber":50,"streamSid":"MZ1","stop":null,"media":null}"#,
@@ -80,12 +80,32 @@ fn twilio_may_order_and_escape_as_it_likes() {
         (r#"{"event":"","streamSid":"MZ1"}"#, FromTwilio::Unknown(String::new())),
     ];
     for (text, wanted) in cases {
-        assert_eq!(FromTwilio::parse(text, "MZ1"), Ok(wanted), "{text}");
+        assert_eq!(parse(text, "MZ1").map(|(message, _)| message), Ok(wanted), "{text}");
     }
 }
 
-fn media(payload: &str) -> FromTwilio<'_> {
-    FromTwilio::Media(payload.into())
+#[test]
+fn sound_is_decoded_in_the_place_of_what_was_there() {
+    let cases: [(&str, &[u8]); 5] = [
+        (r"ab\/\/+w==", &[0x69, 0xbf, 0xff, 0xfb]),
+        (r"\u002b\u0077==", &[0xfb]),
+        ("/w==", &[0xff]),
+        ("", &[]),
+        ("fn5+fg==", &[0x7e, 0x7e, 0x7e, 0x7e]),
+    ];
+    let mut mulaw = vec![1, 2, 3];
+    for (payload, wanted) in cases {
+        let text =
+            format!(r#"{{"event":"media","streamSid":"MZ1","media":{{"payload":"{payload}"}}}}"#);
+        assert_eq!(FromTwilio::parse(&text, "MZ1", &mut mulaw), Ok(FromTwilio::Media));
+        assert_eq!(mulaw, wanted, "{payload}");
+    }
+}
+
+/// With the sound, if there is any.
+fn parse(text: &str, stream_sid: &str) -> Result<(FromTwilio, Vec<u8>), String> {
+    let mut mulaw = Vec::new();
+    FromTwilio::parse(text, stream_sid, &mut mulaw).map(|message| (message, mulaw))
 }
 
 #[test]
@@ -93,7 +113,7 @@ fn a_start_needs_no_parameters_but_a_call_and_a_format() {
     let start = |fields: &str| format!("{{\"event\":\"start\",\"start\":{{{fields}}}}}");
     let format = "\"mediaFormat\":{\"channels\":1,\"sampleRate\":8000,\"encoding\":\"x\"}";
     let bare = start(&format!("{format},\"callSid\":\"CA1\",\"streamSid\":\"MZ1\""));
-    let Ok(FromTwilio::Start(found)) = FromTwilio::parse(&bare, "") else {
+    let Ok((FromTwilio::Start(found), _)) = parse(&bare, "") else {
         assert_eq!(bare, "a start without customParameters");
         return;
     };
@@ -102,7 +122,7 @@ fn a_start_needs_no_parameters_but_a_call_and_a_format() {
 
     let all = format!("{format},\"callSid\":\"CA1\",\"streamSid\":\"MZ1\"");
     let none = start(&format!("{all},\"customParameters\":{{}}"));
-    assert!(matches!(FromTwilio::parse(&none, ""), Ok(FromTwilio::Start(_))));
+    assert!(matches!(parse(&none, ""), Ok((FromTwilio::Start(_), _))));
     let wrong = [
         start(&format!("{format},\"callSid\":\"CA1\"")),
         start(&format!("{format},\"streamSid\":\"MZ1\"")),
@@ -111,7 +131,7 @@ fn a_start_needs_no_parameters_but_a_call_and_a_format() {
         start(&format!("{all},\"customParameters\":[]")),
     ];
     for text in wrong {
-        assert!(FromTwilio::parse(&text, "").is_err(), "{text}");
+        assert!(parse(&text, "").is_err(), "{text}");
     }
 }
 
@@ -134,6 +154,10 @@ fn a_known_event_in_a_wrong_shape_is_an_error() {
             r#"{"event":"media","streamSid":"MZ1","media":{"payload":255}}"#,
             "not a message of Twilio's: invalid type: integer `255`",
         ),
+        (
+            r#"{"event":"media","streamSid":"MZ1","media":{"payload":"no base64"}}"#,
+            "a payload that is not base64",
+        ),
         (r#"{"event":"mark","streamSid":"MZ1","mark":{}}"#, "not a message of Twilio's: missing"),
         (r#"{"streamSid":"MZ1"}"#, "not a message of Twilio's: missing field `event`"),
         (r#"{"event":7,"streamSid":"MZ1"}"#, "not a message of Twilio's: invalid type"),
@@ -148,20 +172,20 @@ fn a_known_event_in_a_wrong_shape_is_an_error() {
         (r#"{"event":"stop","streamSid":"MZ1"}{}"#, "not a message of Twilio's: trailing"),
     ];
     for (text, wanted) in cases {
-        let why = FromTwilio::parse(text, "MZ1").unwrap_err();
+        let why = parse(text, "MZ1").unwrap_err();
         assert!(why.starts_with(wanted), "{text}: {why}");
     }
     let deep = format!("{{\"event\":\"stop\",\"streamSid\":\"MZ1\",\"x\":{}", "[".repeat(60_000));
-    assert!(FromTwilio::parse(&deep, "MZ1").is_err(), "deep, not whole, and no end of the stack");
+    assert!(parse(&deep, "MZ1").is_err(), "deep, not whole, and no end of the stack");
 }
 
 #[test]
 fn of_a_sound_only_its_beginning_is_shown() {
     let media = format!(r#"{{"media":{{"payload":"{}"}}}}"#, "A".repeat(216));
     let short = format!(r#"{{"media":{{"payload":"{}…"}}}}"#, "A".repeat(24));
-    assert_eq!(media_for_the_eye(&media), short);
+    assert_eq!(media_in_short(&media), short);
     // serde takes a list for an object.
     for odd in ["[1,2]", "7", "null", "{\"media\":7}", "{\"media\":{\"payload\":{}}}", "{"] {
-        assert!(media_for_the_eye(odd).len() < 40, "{odd}");
+        assert!(media_in_short(odd).len() < 40, "{odd}");
     }
 }

@@ -2,12 +2,12 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
-use crate::parties::twilio::twiml::{twiml_connect_stream, xml_escape};
+use crate::parties::twilio::twiml::{connect_stream, xml_escape};
 use crate::toolbox::random::random_hex;
 
 #[test]
 fn the_answer_connects_a_stream_and_names_what_comes_after() {
-    let answer = twiml_connect_stream("https://bridge.example", "0123abcd");
+    let answer = connect_stream("https://bridge.example", "0123abcd");
     let begins = concat!(
         "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Response>",
         "<Connect action=\"https://bridge.example/stream-ended",
@@ -26,7 +26,7 @@ fn the_answer_connects_a_stream_and_names_what_comes_after() {
 
 #[test]
 fn an_odd_address_or_token_cannot_break_the_answer() {
-    let answer = twiml_connect_stream("https://h:8443/http/a&b", "\"/><Dial>1</Dial>'");
+    let answer = connect_stream("https://h:8443/http/a&b", "\"/><Dial>1</Dial>'");
     assert!(answer.contains("action=\"https://h:8443/http/a&amp;b/stream-ended"), "{answer}");
     assert!(answer.contains("url=\"wss://h:8443/http/a&amp;b/media-stream\""), "{answer}");
     let token = "value=\"&quot;/&gt;&lt;Dial&gt;1&lt;/Dial&gt;&apos;\"/>";
@@ -36,7 +36,7 @@ fn an_odd_address_or_token_cannot_break_the_answer() {
     assert_eq!(token.len(), 32);
     assert!(token.bytes().all(|byte| byte.is_ascii_hexdigit()), "{token}");
     assert_ne!(token, random_hex());
-    let answer = twiml_connect_stream(&format!("https://{}.example", "x".repeat(900)), &token);
+    let answer = connect_stream(&format!("https://{}.example", "x".repeat(900)), &token);
     let (_, parameter) = answer.split_once("<Parameter ").unwrap();
     let (parameter, _) = parameter.split_once("/>").unwrap();
     assert!(parameter.len() < 500, "Twilio allows 500 characters: {parameter}");

@@ -12,7 +12,7 @@ use crate::testing::{invocation, messages_in_doc};
 fn the_agents_messages_shown_in_the_text_are_understood() {
     let messages = messages_in_doc(
         include_str!("../leg.rs"),
-        "What Ultravox sends as text. One real message of each kind:",
+        "What Ultravox sends. One real message of each kind that is text:",
     );
     let parsed: Vec<FromAgent> =
         messages.iter().map(|text| FromAgent::parse(text).unwrap()).collect();
