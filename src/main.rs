@@ -145,7 +145,9 @@ use crate::toolbox::dial::dial;
 use crate::toolbox::failure::{Failure, Party, Secret, Stop, needs_attention};
 use crate::toolbox::http::{http_agent, tls_config, trusted_roots};
 use crate::toolbox::log::{Sid, complain, log, log_as, say};
-use crate::toolbox::metrics::Metrics;
+use crate::toolbox::metrics::{
+    ANSWER_TIME, BROKEN_LINES, CALLS, DEAD_AIR, RESUMES, Relayed, TOOL_TIME, TOOLS, refused,
+};
 use crate::toolbox::random::{random_bytes, random_hex, random_number};
 use crate::toolbox::socket::{Duplex, LineEnd, Received};
 use crate::toolbox::sound::{
@@ -311,7 +313,6 @@ struct Bridge {
     lobby: Lobby,
     outbox: Outbox,
     ringing: Ringing,
-    metrics: Metrics,
     /// When this process began. A page that is open sees by it that there is another one.
     began: Timestamp,
     /// Whether Ultravox would take a call, as far as it has been asked.
@@ -385,7 +386,6 @@ impl Bridge {
             lobby: Lobby::default(),
             outbox: Outbox::default(),
             ringing: Ringing::default(),
-            metrics: Metrics::new(&agent),
             began: Timestamp::now(),
             agent_is_ready: AtomicBool::new(false),
             draining: AtomicBool::new(false),
@@ -424,7 +424,7 @@ fn answer(bridge: &'static Bridge, mut request: tiny_http::Request) {
         (Method::Get | Method::Head, "/ready") => ready(bridge),
         (_, "/incoming-call" | "/stream-ended" | "/call-status") => {
             log!(Warn, "{} {path}: Twilio's webhook must be set to HTTP POST", request.method());
-            bridge.metrics.refused("method");
+            refused("method");
             Reply::text(405, "use POST (in Twilio's console: \"HTTP POST\" beside the webhook)")
         }
         _ => Reply::text(404, "there is nothing here"),
@@ -468,7 +468,7 @@ fn incoming_call(bridge: &'static Bridge, form: &Form) -> Reply {
     let sid = form.get("CallSid");
     if !is_sid(sid) {
         log!(Warn, "/incoming-call without a usable CallSid");
-        bridge.metrics.refused("call_sid");
+        refused("call_sid");
         return Reply::text(400, "CallSid is missing or malformed");
     }
     let ringing = bridge.ringing.take(form.get("outgoing"));
@@ -489,7 +489,7 @@ fn take_call(bridge: &'static Bridge, incoming: &IncomingCall) -> Answer {
     let phrases = &bridge.agent.phrases;
     if bridge.draining.load(Ordering::SeqCst) {
         log!(Sid { sid }, Info, Ring, "not taken, this process is about to end");
-        bridge.metrics.refused("stopping");
+        refused("stopping");
         return cannot_serve(bridge, &phrases.closing);
     }
     let (call, slot) = match bridge.calls.take_slot(sid, || Call::new(bridge, incoming)) {
@@ -499,14 +499,14 @@ fn take_call(bridge: &'static Bridge, incoming: &IncomingCall) -> Answer {
         Slot::Known(call) => return call.await_answer(),
         Slot::None => {
             log!(Sid { sid }, Warn, Ring, "all {} lines are busy", bridge.config.max_calls);
-            bridge.metrics.refused("busy");
+            refused("busy");
             return cannot_serve(bridge, &phrases.busy);
         }
     };
     // The owner, who has called for it, may call as often as there are lines.
     if *direction == Direction::In && bridge.calls.is_too_often(bridge, number) {
         log!(call, Warn, Ring, "{} calls too often", shorten_number(number));
-        bridge.metrics.refused("too_often");
+        refused("too_often");
         return Answer::Sentence(phrases.busy.clone());
     }
     let does = if *direction == Direction::Out { "has picked up" } else { "is calling" };
@@ -533,7 +533,7 @@ fn connect_to_agent(call: &Arc<Call>, slot: CallSlot, opening: &Opening) -> Answ
     let answer = match &ready {
         Ok(()) => {
             if !matches!(opening, Opening::GoOn(_)) {
-                call.bridge.metrics.answer_time.of(&[]).observe(rang_for);
+                ANSWER_TIME.of(&[]).observe(rang_for);
             }
             log!(call, Info, Answer, "connecting to our Media Stream, {ms} ms after it rang"; ms);
             Answer::Stream { token: call.new_token() }
@@ -559,7 +559,7 @@ fn from_twilio(
     request: &mut tiny_http::Request,
     handle: fn(&'static Bridge, &Form) -> Reply,
 ) -> Reply {
-    let body = match read_body(bridge, request) {
+    let body = match read_body(request) {
         Ok(body) => body,
         Err(reply) => return reply,
     };
@@ -574,7 +574,7 @@ fn from_twilio(
                  the address Twilio calls",
                 if signature.is_empty() { "missing" } else { "wrong" }
             );
-            bridge.metrics.refused("signature");
+            refused("signature");
             return Reply::text(403, "the signature is missing or wrong");
         }
     }
@@ -1071,7 +1071,7 @@ fn resume_agent(call: &Arc<Call>) -> Result<Arc<Duplex>, Failure> {
     }
     state.agent = Some(Arc::clone(&agent));
     drop(state);
-    call.bridge.metrics.resumes.of(&["agent_line"]).add();
+    RESUMES.of(&["agent_line"]).add();
     let ms = began.elapsed().as_millis();
     log!(call, Info, Agent, "a new agent is there after {ms} ms"; ms);
     Ok(agent)
@@ -1200,7 +1200,7 @@ fn media_stream(bridge: &'static Bridge, visit: &Visit, head: Vec<u8>) {
         }
     };
     let refuse = |reason: &str, why: &str| {
-        bridge.metrics.refused(reason);
+        refused(reason);
         log!(Warn, "a media stream was closed: {why}");
         line.close(CloseCode::Policy, why);
         line.await_close();
@@ -1238,7 +1238,7 @@ fn media_stream(bridge: &'static Bridge, visit: &Visit, head: Vec<u8>) {
         _ if call.is_over() || !was_the_latest => {}
         StreamEnd::Stopped => call.hang_up(HangUp::CallerLeft),
         StreamEnd::Broken(why) => {
-            bridge.metrics.broken_lines.of(&["caller"]).add();
+            BROKEN_LINES.of(&["caller"]).add();
             log!(call, Warn, Stream, "the stream ended without a stop ({why}); another may come");
             caller.socket.close(CloseCode::Protocol, &why);
             caller.socket.shut();
@@ -1319,7 +1319,7 @@ fn relay_caller_to_agent(call: &Arc<Call>, caller: &CallerLeg) -> StreamEnd {
     let mut mulaw = Vec::new();
     let mut keys = Keys::default();
     let mut tone = Tone::default();
-    let relayed = call.bridge.metrics.relayed("to_agent");
+    let relayed = Relayed::of("to_agent");
     loop {
         let (text, arrived) = match caller.socket.read(CALLER_SILENCE_MAX) {
             Ok((Received::Text(text), arrived)) => (text, arrived),
@@ -1434,7 +1434,7 @@ static TONE_FRAME: LazyLock<Vec<u8>> = LazyLock::new(|| {
 fn relay_agent_to_caller(call: &Arc<Call>, agent: &Arc<Duplex>) -> HangUp {
     let mut voice = Voice::default();
     let mut act = Act::new(call, agent);
-    let relayed = call.bridge.metrics.relayed("to_caller");
+    let relayed = Relayed::of("to_caller");
     let mut quiet = 0;
     loop {
         let received = agent.read(PING_AFTER);
@@ -1457,7 +1457,7 @@ fn relay_agent_to_caller(call: &Arc<Call>, agent: &Arc<Duplex>) -> HangUp {
                     return act.reason();
                 }
                 log!(call, Error, Talk, "Ultravox: {end}");
-                call.bridge.metrics.broken_lines.of(&["agent"]).add();
+                BROKEN_LINES.of(&["agent"]).add();
                 return HangUp::AgentLost;
             }
         };
@@ -1540,7 +1540,7 @@ impl Voice {
                     .to_string()
             });
             if let Some(silent_since) = lock(&call.state).silent_since.take() {
-                call.bridge.metrics.dead_air.of(&[]).observe(silent_since.elapsed());
+                DEAD_AIR.of(&[]).observe(silent_since.elapsed());
             }
             let ms = call.rang.elapsed().as_millis();
             log!(call, Info, Talk, "the agent's first sound, {ms} ms after it rang"; ms);
@@ -1740,8 +1740,7 @@ fn ask_n8n_aside(tool: &'static Tool, errand: Errand) {
 impl Errand {
     /// Of a tool that has been at work.
     fn is_done(&self, result: &ToolResult, outcome: &str) {
-        let took = &self.call.bridge.metrics.tool_time;
-        took.of(&[&self.invocation.tool]).observe(self.began.elapsed());
+        TOOL_TIME.of(&[&self.invocation.tool]).observe(self.began.elapsed());
         self.settle(result, outcome);
     }
 
@@ -1787,7 +1786,7 @@ impl Errand {
 fn count_tool(call: &Call, invocation: &Invocation, outcome: &str) {
     let known = call.bridge.agent.tools.contains_key(&invocation.tool);
     let tool = if known { &invocation.tool } else { "unknown" };
-    call.bridge.metrics.tools.of(&[tool, outcome]).add();
+    TOOLS.of(&[tool, outcome]).add();
 }
 
 /// What the model left out or made up, as an instruction to it. Nothing has been done yet.
@@ -1933,7 +1932,7 @@ fn stream_ended(bridge: &'static Bridge, form: &Form) -> Reply {
     let sid = form.get("CallSid");
     if !is_sid(sid) {
         log!(Warn, "/stream-ended without a usable CallSid");
-        bridge.metrics.refused("call_sid");
+        refused("call_sid");
         return Reply::text(400, "CallSid is missing or malformed");
     }
     let (status, dial_status) = (form.get("CallStatus"), form.get("DialCallStatus"));
@@ -2064,7 +2063,7 @@ fn after(call: &Call) {
         call.journal.note(&json!({"event": "transfer"}));
     } else {
         call.journal.note(&end_event(how));
-        call.bridge.metrics.calls.of(&[&format!("{how:?}")]).add();
+        CALLS.of(&[&format!("{how:?}")]).add();
     }
     call.bridge.outbox.add(Parcel {
         sid: call.sid.clone(),

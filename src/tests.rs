@@ -34,7 +34,6 @@ use crate::door::head::{
     ANNOUNCED_BYTES_MAX, HEAD_BYTES_MAX, announced_body, read_head, wants_media_stream,
 };
 use crate::owner::access::shown_token;
-use crate::owner::metrics::MetricsPage;
 use crate::owner::page::hashes;
 use crate::parties::n8n::N8nReply;
 use crate::parties::n8n::reply::{n8n_refusal, read_greeting, understand_reply};
@@ -43,7 +42,7 @@ use crate::parties::twilio::twiml::{twiml, twiml_connect_stream, xml_escape};
 use crate::parties::twilio::{Form, is_sid, signature_is_valid, url_with_and_without_port};
 use crate::parties::ultravox::leg::{FromAgent, INVOCATION_ID_BYTES_MAX, Invocation};
 use crate::parties::ultravox::{host_only, read_agent_call, selected_tools, ultravox_refusal};
-use crate::records::journal::{Direction, HangUp, Journal};
+use crate::records::journal::{Direction, Journal};
 use crate::records::outbox::{left_behind, tidy_journals};
 use crate::records::past::{Filed, delivered_at, journals, sid_of};
 use crate::records::transcript::{Heard, LINE_BROKE, Speaker, TRANSCRIPT_BYTES_MAX, Transcript};
@@ -52,7 +51,6 @@ use crate::setup::settings::{Config, SETTINGS};
 use crate::toolbox::failure::{Failure, Party, Secret, Stop, needs_attention, unreachable_party};
 use crate::toolbox::http::trusted_roots;
 use crate::toolbox::log::{LOG_CHARS_MAX, Level, LogFormat, presentable};
-use crate::toolbox::metrics::{FRAME_BOUNDS_US, Histogram, REFUSALS};
 use crate::toolbox::random::{random_hex, random_number};
 use crate::toolbox::socket::{
     AGENT_MESSAGE_BYTES_MAX, Duplex, LineEnd, READ_BYTES, Received, TWILIO_MESSAGE_BYTES_MAX,
@@ -3328,52 +3326,7 @@ fn what_was_fed_once_is_still_digested() {
     }
 }
 
-// --- Metrics, and the journals of every day ------------------------------------------
-
-#[test]
-fn every_way_a_call_can_end_is_in_the_metrics() {
-    let source = include_str!("main.rs");
-    let (_, after) = source.split_once("\nenum HangUp {\n").unwrap();
-    let (body, _) = after.split_once("\n}\n").unwrap();
-    let words = body.lines().map(str::trim).filter(|line| !line.starts_with("//"));
-    let words: Vec<&str> = words.map(|word| word.trim_end_matches(',')).collect();
-    assert_eq!(HangUp::ALL.map(|how| format!("{how:?}")).to_vec(), words);
-}
-
-#[test]
-fn every_reason_to_turn_somebody_away_is_in_the_metrics() {
-    let source = include_str!("main.rs");
-    for call in ["refused(\"", "refuse(\""] {
-        for after in source.split(call).skip(1) {
-            let reason = after.split('"').next().unwrap();
-            assert!(REFUSALS.contains(&reason), "{reason} is not in REFUSALS");
-        }
-    }
-    for reason in REFUSALS {
-        let uses = source.matches(&format!("\"{reason}\"")).count();
-        assert!(uses > 1, "nobody is turned away for {reason}");
-    }
-}
-
-#[test]
-fn a_histogram_puts_each_time_where_it_belongs() {
-    let histogram = Histogram::of_frames();
-    for us in [0, 10, 11, 100_000, 100_001, 3_000_000] {
-        histogram.observe(Duration::from_micros(us));
-    }
-    let counts: Vec<u64> =
-        histogram.counts.iter().map(crate::toolbox::metrics::Counter::value).collect();
-    assert_eq!(counts, [2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 2]);
-    assert_eq!(histogram.sum_ns.load(Ordering::Relaxed), 3_200_022_000);
-    assert!(FRAME_BOUNDS_US.is_sorted() && crate::toolbox::metrics::WAIT_BOUNDS_US.is_sorted());
-}
-
-#[test]
-fn odd_characters_in_a_label_do_not_end_it() {
-    let mut page = MetricsPage(String::new());
-    page.sample("name", &[("route", "a\"b\\c\nd}"), ("outcome", "ü")], 1);
-    assert_eq!(page.0, "name{route=\"a\\\"b\\\\c\\nd}\",outcome=\"ü\"} 1\n");
-}
+// --- The journals of every day ------------------------------------------
 
 #[test]
 fn what_is_to_be_done_every_day_is_done_until_there_is_news() {

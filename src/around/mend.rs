@@ -8,6 +8,7 @@ use crate::records::journal::HangUp;
 use crate::records::past::{Filed, journal_of};
 use crate::records::transcript::LINE_BROKE;
 use crate::toolbox::log::{Sid, log};
+use crate::toolbox::metrics::{RESUMES, refused};
 use crate::toolbox::threads::lock;
 use crate::{Answer, Bridge, Call, Opening, after_the_agent, cannot_serve, connect_to_agent};
 
@@ -25,7 +26,7 @@ pub(crate) fn another_stream(call: &Arc<Call>) -> Answer {
     if let Some(cut) = lock(&call.state).caller.take() {
         cut.socket.shut();
     }
-    call.bridge.metrics.resumes.of(&["stream"]).add();
+    RESUMES.of(&["stream"]).add();
     log!(call, Info, Stream, "Twilio asks for another stream");
     let answer = Answer::Stream { token: call.new_token() };
     call.show(Exhibit::StreamEnded, || "POST /stream-ended".to_owned());
@@ -55,12 +56,12 @@ pub(crate) fn take_up(bridge: &'static Bridge, sid: &str, what_happened: &'stati
             log!(call, Warn, Ring, "the call is taken up from its journal");
             bridge.outbox.forget(sid);
             let after = if what_happened == LINE_BROKE { "process" } else { "transfer" };
-            bridge.metrics.resumes.of(&[after]).add();
+            RESUMES.of(&[after]).add();
             connect_to_agent(&call, slot, &Opening::GoOn(what_happened))
         }
         Slot::Known(call) => call.await_answer(),
         Slot::None => {
-            bridge.metrics.refused("busy");
+            refused("busy");
             cannot_serve(bridge, &bridge.agent.phrases.busy)
         }
     }

@@ -4,8 +4,8 @@ use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::time::{Duration, Instant};
 
-use crate::Bridge;
 use crate::toolbox::log::log;
+use crate::toolbox::metrics::refused;
 use crate::toolbox::socket::{READ_BYTES, is_timeout, shut};
 use crate::toolbox::text::find;
 
@@ -34,7 +34,7 @@ pub(crate) enum Refusal {
 }
 
 impl Refusal {
-    pub(crate) fn tell(&self, bridge: &Bridge, mut socket: &TcpStream) {
+    pub(crate) fn tell(&self, mut socket: &TcpStream) {
         let (reason, status, why) = match self {
             Refusal::Left => {
                 log!(Debug, "a connection ended before it had said what it wants");
@@ -56,7 +56,7 @@ impl Refusal {
             }
             Refusal::NotHttp => ("not_http", "400 Bad Request", "this is not HTTP/1.1"),
         };
-        bridge.metrics.refused(reason);
+        refused(reason);
         log!(Warn, "a connection was closed: {why}");
         let answer = format!(
             "HTTP/1.1 {status}\r\nContent-Type: text/plain\r\nConnection: close\r\n\

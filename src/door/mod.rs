@@ -14,6 +14,7 @@ use std::{io, thread};
 use crate::door::head::{read_head, wants_media_stream};
 use crate::door::inner::pass_to_http;
 use crate::toolbox::log::log;
+use crate::toolbox::metrics::refused;
 use crate::toolbox::socket::{WRITE_WITHIN, shut};
 use crate::toolbox::threads::{lock, spawn_for_call};
 use crate::{Bridge, media_stream};
@@ -57,7 +58,7 @@ pub(crate) fn admit(bridge: &'static Bridge, socket: TcpStream) -> io::Result<()
     spawn_for_call("front door".into(), move || {
         let head = match read_head(&socket) {
             Ok(head) => head,
-            Err(refusal) => return refusal.tell(bridge, &socket),
+            Err(refusal) => return refusal.tell(&socket),
         };
         if wants_media_stream(&head) {
             media_stream(bridge, &visit, head);
@@ -90,7 +91,7 @@ impl Lobby {
         let inside = lobby.inside.fetch_add(1, Ordering::SeqCst);
         let visit = Visit { lobby, socket: Arc::clone(socket) };
         if inside >= most {
-            bridge.metrics.refused("too_many_connections");
+            refused("too_many_connections");
             return Err(io::Error::other(format!("{most} connections are open")));
         }
         let mut undecided = lock(&lobby.undecided);
@@ -100,7 +101,7 @@ impl Lobby {
         {
             // Its thread wakes up with an end of file.
             shut(&oldest);
-            bridge.metrics.refused("idle_connection");
+            refused("idle_connection");
             if !lobby.crowded.swap(true, Ordering::SeqCst) {
                 log!(Warn, "more than {UNDECIDED_MAX} connections idle; the oldest make room");
             }

@@ -4,9 +4,9 @@ use std::io::Read;
 
 use serde_json::{Value, json};
 
-use crate::Bridge;
 use crate::parties::twilio::Form;
 use crate::toolbox::log::log;
+use crate::toolbox::metrics::refused;
 
 /// The body of a webhook. Twilio's are under 4 KiB; a longer one is refused with 413.
 pub(crate) const BODY_BYTES_MAX: usize = 64 * 1_024;
@@ -49,20 +49,17 @@ impl Reply {
     }
 }
 
-pub(crate) fn read_body(
-    bridge: &Bridge,
-    request: &mut tiny_http::Request,
-) -> Result<Vec<u8>, Reply> {
+pub(crate) fn read_body(request: &mut tiny_http::Request) -> Result<Vec<u8>, Reply> {
     let mut body = Vec::new();
     let limit = BODY_BYTES_MAX as u64 + 1;
     if let Err(error) = request.as_reader().take(limit).read_to_end(&mut body) {
         log!(Warn, "{}: the body did not arrive: {error}", request.url());
-        bridge.metrics.refused("no_body");
+        refused("no_body");
         return Err(Reply::error(400, "the body did not arrive"));
     }
     if body.len() > BODY_BYTES_MAX {
         log!(Warn, "{}: the body is longer than {BODY_BYTES_MAX} bytes", request.url());
-        bridge.metrics.refused("long_body");
+        refused("long_body");
         return Err(Reply::error(413, "the body is too long"));
     }
     Ok(body)

@@ -8,6 +8,7 @@ use subtle::ConstantTimeEq as _;
 use crate::Bridge;
 use crate::door::reply::{Reply, header, path_of, private, read_body};
 use crate::toolbox::log::log;
+use crate::toolbox::metrics::refused;
 use crate::toolbox::text::starts_with_word;
 
 /// What belongs to the owner alone asks for `API_TOKEN`: as `Bearer`, or as the password of
@@ -35,7 +36,7 @@ pub(crate) fn order_from_owner(
     {
         return refusal;
     }
-    let body = match read_body(bridge, request) {
+    let body = match read_body(request) {
         Ok(body) => body,
         Err(reply) => return reply,
     };
@@ -43,7 +44,7 @@ pub(crate) fn order_from_owner(
         Ok(order) => handle(bridge, request.url(), &order).with(private()),
         Err(error) => {
             log!(Warn, "{}: the body is not JSON: {error}", request.url());
-            bridge.metrics.refused("not_json");
+            refused("not_json");
             Reply::error(400, &format!("the body is not JSON: {error}"))
         }
     }
@@ -57,7 +58,7 @@ pub(crate) fn refusal_of_stranger(bridge: &Bridge, request: &tiny_http::Request)
     if bool::from(token.reveal().as_bytes().ct_eq(shown.as_bytes())) {
         return None;
     }
-    bridge.metrics.refused("api_token");
+    refused("api_token");
     if header(request, "Authorization").is_empty() {
         // So every browser begins.
         log!(Debug, "{}: API_TOKEN is asked for", path_of(request));
@@ -95,13 +96,13 @@ pub(crate) fn refusal_of_other_site(
     };
     if !same_origin {
         log!(Warn, "{}: refused, another site has sent it", path_of(request));
-        bridge.metrics.refused("other_site");
+        refused("other_site");
         return Some(Reply::error(403, "another site may not do that"));
     }
     let by_password = !starts_with_word(header(request, "Authorization"), "bearer");
     let kind = header(request, "Content-Type").split(';').next().unwrap_or_default().trim();
     if by_password && !kind.eq_ignore_ascii_case("application/json") {
-        bridge.metrics.refused("not_json");
+        refused("not_json");
         return Some(Reply::error(415, "send Content-Type: application/json"));
     }
     None

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use crate::door::reply::Reply;
 use crate::parties::twilio::rest::ring_through_twilio;
 use crate::toolbox::log::{Sid, log};
+use crate::toolbox::metrics::refused;
 use crate::toolbox::random::random_hex;
 use crate::toolbox::text::{is_e164, shorten_number};
 use crate::toolbox::threads::lock;
@@ -56,7 +57,7 @@ pub(crate) fn outgoing_call(bridge: &'static Bridge, _url: &str, order: &Value) 
     }
     if !bridge.config.outgoing_allow.iter().any(|prefix| number.starts_with(prefix)) {
         log!(Warn, "an outgoing call to {} was refused", shorten_number(number));
-        bridge.metrics.refused("not_allowed");
+        refused("not_allowed");
         return Reply::error(403, "OUTGOING_ALLOW has no beginning of this number");
     }
     if bridge.draining.load(Ordering::SeqCst) {

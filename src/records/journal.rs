@@ -59,6 +59,7 @@ pub(crate) enum HangUp {
     ProcessDied,
 }
 
+#[cfg(test)]
 impl HangUp {
     pub(crate) const ALL: [HangUp; 12] = [
         HangUp::NoAgent,

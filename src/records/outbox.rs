@@ -20,6 +20,7 @@ use crate::records::past::{Filed, delivered_at, journals, sid_of};
 use crate::records::transcript::{Line, Transcript};
 use crate::toolbox::failure::Failure;
 use crate::toolbox::log::log;
+use crate::toolbox::metrics::CALLS;
 use crate::toolbox::random::random_bytes;
 use crate::toolbox::text::since;
 use crate::toolbox::threads::{lock, spawn};
@@ -265,7 +266,7 @@ pub(crate) fn deliver(bridge: &Bridge, mut parcel: Parcel) -> Option<Parcel> {
         }
         parcel.unfinished = false;
         parcel.note(&json!({"event": "end", "endedBy": parcel.ended_by}));
-        bridge.metrics.calls.of(&[&parcel.ended_by]).add();
+        CALLS.of(&[&parcel.ended_by]).add();
     }
     if parcel.transcript.text().is_empty() {
         log!(parcel, Info, After, "nothing was said, so there is no transcript to file");

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 use serde_json::json;
 
-use crate::toolbox::metrics::Counter;
+use crate::toolbox::metrics::LOG_LINES;
 use crate::toolbox::text::{is_e164, shorten, shorten_number};
 
 /// The nine steps. The log, the banners below, the README and the demo use the same numbers.
@@ -86,11 +86,6 @@ pub(crate) struct Sid<'a> {
     pub(crate) sid: &'a str,
 }
 
-/// Warnings and errors, said or not.
-pub(crate) static WARNINGS: Counter = Counter::new();
-
-pub(crate) static ERRORS: Counter = Counter::new();
-
 /// One line: `12:04:31.207 CA9f3c 3 agent    Ultravox call 7c21 ready after 412 ms`.
 pub(crate) fn write_log(
     level: Level,
@@ -99,8 +94,8 @@ pub(crate) fn write_log(
     facts: &[(&str, &dyn Display)],
 ) {
     match level {
-        Level::Error => ERRORS.add(),
-        Level::Warn => WARNINGS.add(),
+        Level::Error => LOG_LINES.of(&["error"]).add(),
+        Level::Warn => LOG_LINES.of(&["warn"]).add(),
         Level::Info | Level::Debug => {}
     }
     let (most, format) = LOG.get().copied().unwrap_or((Level::Info, LogFormat::Text));

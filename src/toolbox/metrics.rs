@@ -1,34 +1,154 @@
-//! What is counted, and how.
+//! What is counted: every metric that `/metrics` shows, with its name, help, kind and labels, once.
+//!
+//! Whoever has something to count says so where it happens, to the whole process at once:
+//! `CALLS.of(&["CallerLeft"]).add()`, `N8N_TIME.of(&["2"]).observe(took)`, or, for the commonest,
+//! `refused("busy")`. What stands in the table's labels is shown from the first look on, at zero,
+//! because Prometheus sees no increase in a series that appears with its first event. Values
+//! that come from the agent's files are added by whoever knows these (`owner::metrics`).
+//!
+//! A label's value never comes from outside, so nobody can make the list long. Nothing here waits
+//! for anything but its own short lock, and a frame of sound does not even look its series up.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+mod series;
+#[cfg(test)]
+mod tests;
 
-use crate::records::journal::HangUp;
-use crate::setup::agent::{Agent, ToolAction};
-use crate::toolbox::threads::lock;
+use std::sync::Arc;
+use std::time::Instant;
 
-/// All that is counted since the process began. What it means to an operator stands in the README.
-pub(crate) struct Metrics {
-    pub(crate) calls: Family<Counter>,
-    pub(crate) refusals: Family<Counter>,
-    pub(crate) answer_time: Family<Histogram>,
-    pub(crate) dead_air: Family<Histogram>,
-    pub(crate) relay_delay: Family<Histogram>,
-    pub(crate) frames_dropped: Family<Counter>,
-    pub(crate) broken_lines: Family<Counter>,
-    pub(crate) resumes: Family<Counter>,
-    pub(crate) tools: Family<Counter>,
-    pub(crate) tool_time: Family<Histogram>,
-    pub(crate) n8n_requests: Family<Counter>,
-    pub(crate) n8n_time: Family<Histogram>,
-    pub(crate) ultravox_creates: Family<Counter>,
-    pub(crate) ultravox_time: Family<Histogram>,
-}
+pub(crate) use series::{Counter, Family, Gauge, Histogram};
+
+use crate::toolbox::metrics::series::Exposition;
+
+pub(crate) static CALLS: Family<Counter> = Family::counters(
+    "callbridge_calls_total",
+    "Calls that have ended, by how they ended.",
+    &[("ended_by", &ENDS)],
+);
+
+pub(crate) static CALLS_IN_PROGRESS: Family<Gauge> =
+    Family::gauges("callbridge_calls_in_progress", "Lines in use.", &[]);
+
+pub(crate) static CALLS_MAX: Family<Gauge> =
+    Family::gauges("callbridge_calls_max", "The lines there are, MAX_CALLS.", &[]);
+
+pub(crate) static REFUSALS: Family<Counter> = Family::counters(
+    "callbridge_refusals_total",
+    "Connections, requests and calls turned away.",
+    &[("reason", &REASONS)],
+);
+
+pub(crate) static ANSWER_TIME: Family<Histogram> =
+    Family::waits("callbridge_answer_seconds", "From the ring to our answer.", &[]);
+
+pub(crate) static DEAD_AIR: Family<Histogram> = Family::waits(
+    "callbridge_dead_air_seconds",
+    "From the first stream to the agent's first sound.",
+    &[],
+);
+
+pub(crate) static RELAY_DELAY: Family<Histogram> = Family::frames(
+    "callbridge_relay_delay_seconds",
+    "From reading a message with sound to its being sent.",
+    &[("direction", &["to_agent", "to_caller"])],
+);
+
+pub(crate) static FRAMES_DROPPED: Family<Counter> = Family::counters(
+    "callbridge_frames_dropped_total",
+    "Messages with sound that reached nobody.",
+    &[("direction", &["to_agent", "to_caller"])],
+);
+
+pub(crate) static BROKEN_LINES: Family<Counter> = Family::counters(
+    "callbridge_broken_lines_total",
+    "Lines that broke in a call.",
+    &[("leg", &["agent", "caller"])],
+);
+
+pub(crate) static RESUMES: Family<Counter> = Family::counters(
+    "callbridge_resumes_total",
+    "Calls that went on after a break.",
+    &[("after", &["agent_line", "stream", "process", "transfer"])],
+);
+
+pub(crate) static TOOLS: Family<Counter> = Family::counters(
+    "callbridge_tool_invocations_total",
+    "Tools that the agent has asked for.",
+    &[("tool", &["unknown"]), ("outcome", &["no such tool"])],
+);
+
+pub(crate) static TOOL_TIME: Family<Histogram> = Family::waits(
+    "callbridge_tool_seconds",
+    "Time until the agent had a tool's result.",
+    &[("tool", &[])],
+);
+
+pub(crate) static N8N_REQUESTS: Family<Counter> = Family::counters(
+    "callbridge_n8n_requests_total",
+    "Requests to n8n.",
+    &[("route", &["1", "2"]), ("outcome", &N8N_OUTCOMES)],
+);
+
+pub(crate) static N8N_TIME: Family<Histogram> =
+    Family::waits("callbridge_n8n_seconds", "Time that n8n took.", &[("route", &["1", "2"])]);
+
+pub(crate) static ULTRAVOX_CREATES: Family<Counter> = Family::counters(
+    "callbridge_ultravox_creates_total",
+    "Requests to create an agent's call.",
+    &[("outcome", &["created", "busy", "refused", "late", "failed"])],
+);
+
+pub(crate) static ULTRAVOX_TIME: Family<Histogram> = Family::waits(
+    "callbridge_ultravox_create_seconds",
+    "Time that creating an agent's call took.",
+    &[],
+);
+
+pub(crate) static OUTBOX_TRANSCRIPTS: Family<Gauge> =
+    Family::gauges("callbridge_outbox_transcripts", "Transcripts that wait for n8n.", &[]);
+
+pub(crate) static OUTBOX_OLDEST: Family<Gauge> =
+    Family::gauges("callbridge_outbox_oldest_seconds", "Age of the oldest of them.", &[]);
+
+pub(crate) static OUTBOX_GIVEN_UP: Family<Gauge> = Family::gauges(
+    "callbridge_outbox_given_up",
+    "Transcripts that n8n has not taken in time, see callbridge outbox.",
+    &[],
+);
+
+pub(crate) static LOG_LINES: Family<Counter> = Family::counters(
+    "callbridge_log_lines_total",
+    "Warnings and errors, logged or not.",
+    &[("level", &["error", "warn"])],
+);
+
+pub(crate) static BUILD_INFO: Family<Gauge> = Family::gauges(
+    "callbridge_build_info",
+    "The version that runs.",
+    &[("version", &[env!("CARGO_PKG_VERSION")])],
+);
+
+pub(crate) static START_TIME: Family<Gauge> =
+    Family::gauges("process_start_time_seconds", "When the process began, since 1970.", &[]);
+
+/// How calls end, in the words of the journal.
+const ENDS: [&str; 12] = [
+    "NoAgent",
+    "NeverStreamed",
+    "CallerLeft",
+    "CallerLost",
+    "AgentHungUp",
+    "AgentLeft",
+    "AgentLost",
+    "TooLong",
+    "Transferred",
+    "Machine",
+    "ShuttingDown",
+    "ProcessDied",
+];
 
 /// Why connections, requests and calls are turned away.
-pub(crate) const REFUSALS: [&str; 22] = [
+const REASONS: [&str; 22] = [
     "too_many_connections",
     "idle_connection",
     "slow_head",
@@ -53,210 +173,64 @@ pub(crate) const REFUSALS: [&str; 22] = [
     "stream_token",
 ];
 
-impl Metrics {
-    pub(crate) fn new(agent: &Agent) -> Metrics {
-        let metrics = Metrics {
-            calls: Family::new("callbridge_calls_total", &["ended_by"], Counter::new),
-            refusals: Family::new("callbridge_refusals_total", &["reason"], Counter::new),
-            answer_time: Family::new("callbridge_answer_seconds", &[], Histogram::of_waits),
-            dead_air: Family::new("callbridge_dead_air_seconds", &[], Histogram::of_waits),
-            relay_delay: Family::new(
-                "callbridge_relay_delay_seconds",
-                &["direction"],
-                Histogram::of_frames,
-            ),
-            frames_dropped: Family::new(
-                "callbridge_frames_dropped_total",
-                &["direction"],
-                Counter::new,
-            ),
-            broken_lines: Family::new("callbridge_broken_lines_total", &["leg"], Counter::new),
-            resumes: Family::new("callbridge_resumes_total", &["after"], Counter::new),
-            tools: Family::new(
-                "callbridge_tool_invocations_total",
-                &["tool", "outcome"],
-                Counter::new,
-            ),
-            tool_time: Family::new("callbridge_tool_seconds", &["tool"], Histogram::of_waits),
-            n8n_requests: Family::new(
-                "callbridge_n8n_requests_total",
-                &["route", "outcome"],
-                Counter::new,
-            ),
-            n8n_time: Family::new("callbridge_n8n_seconds", &["route"], Histogram::of_waits),
-            ultravox_creates: Family::new(
-                "callbridge_ultravox_creates_total",
-                &["outcome"],
-                Counter::new,
-            ),
-            ultravox_time: Family::new(
-                "callbridge_ultravox_create_seconds",
-                &[],
-                Histogram::of_waits,
-            ),
-        };
-        metrics.begin(agent);
-        metrics
-    }
+/// What becomes of a request to n8n. Routes beside 1 and 2 come from the agent's tools.
+pub(crate) const N8N_OUTCOMES: [&str; 5] = ["answered", "nonsense", "refused", "late", "failed"];
 
-    /// Every series is there from the start, at zero: Prometheus sees no increase in one that
-    /// appears with its first event.
-    pub(crate) fn begin(&self, agent: &Agent) {
-        self.calls.begin(&HangUp::ALL.map(|how| format!("{how:?}")));
-        self.refusals.begin(&REFUSALS);
-        self.frames_dropped.begin(&["to_agent", "to_caller"]);
-        self.relay_delay.begin(&["to_agent", "to_caller"]);
-        self.broken_lines.begin(&["agent", "caller"]);
-        self.resumes.begin(&["agent_line", "stream", "process", "transfer"]);
-        self.ultravox_creates.begin(&["created", "busy", "refused", "late", "failed"]);
-        for single in [&self.answer_time, &self.dead_air, &self.ultravox_time] {
-            single.of(&[]);
-        }
-        let mut routes = BTreeSet::from(["1", "2"]);
-        for (name, tool) in &agent.tools {
-            let outcomes: &[&str] = match &tool.action {
-                // Ultravox does not tell us.
-                ToolAction::Ultravox { .. } => continue,
-                ToolAction::N8n { route, .. } => {
-                    routes.insert(route);
-                    &["done", "answered from memory", "failed", "uncertain", "refused"]
-                }
-                ToolAction::EnterStage { .. }
-                | ToolAction::Reply(_)
-                | ToolAction::HangUp(_)
-                | ToolAction::Transfer(_) => &["done"],
-            };
-            self.tool_time.of(&[name]);
-            for outcome in outcomes.iter().chain(&["incomplete", "no such tool"]) {
-                self.tools.of(&[name, outcome]);
-            }
-        }
-        self.tools.of(&["unknown", "no such tool"]);
-        for route in routes {
-            self.n8n_time.of(&[route]);
-            for outcome in ["answered", "nonsense", "refused", "late", "failed"] {
-                self.n8n_requests.of(&[route, outcome]);
-            }
-        }
-    }
+/// In the order in which they are shown.
+static ALL: [&dyn Exposition; 22] = [
+    &CALLS,
+    &CALLS_IN_PROGRESS,
+    &CALLS_MAX,
+    &REFUSALS,
+    &ANSWER_TIME,
+    &DEAD_AIR,
+    &RELAY_DELAY,
+    &FRAMES_DROPPED,
+    &BROKEN_LINES,
+    &RESUMES,
+    &TOOLS,
+    &TOOL_TIME,
+    &N8N_REQUESTS,
+    &N8N_TIME,
+    &ULTRAVOX_CREATES,
+    &ULTRAVOX_TIME,
+    &OUTBOX_TRANSCRIPTS,
+    &OUTBOX_OLDEST,
+    &OUTBOX_GIVEN_UP,
+    &LOG_LINES,
+    &BUILD_INFO,
+    &START_TIME,
+];
 
-    pub(crate) fn refused(&self, reason: &str) {
-        self.refusals.of(&[reason]).add();
+/// All that is counted, in Prometheus's text format.
+pub(crate) fn exposition() -> String {
+    let mut page = String::new();
+    for family in ALL {
+        family.expose(&mut page);
     }
+    page
+}
 
-    pub(crate) fn relayed(&self, direction: &str) -> Relayed {
-        Relayed {
-            delay: self.relay_delay.of(&[direction]),
-            dropped: self.frames_dropped.of(&[direction]),
-        }
-    }
+pub(crate) fn refused(reason: &str) {
+    REFUSALS.of(&[reason]).add();
 }
 
 /// One direction of a call, so that a frame costs no look-up.
 pub(crate) struct Relayed {
-    pub(crate) delay: Arc<Histogram>,
-    pub(crate) dropped: Arc<Counter>,
+    delay: Arc<Histogram>,
+    dropped: Arc<Counter>,
 }
 
 impl Relayed {
+    pub(crate) fn of(direction: &str) -> Relayed {
+        Relayed { delay: RELAY_DELAY.of(&[direction]), dropped: FRAMES_DROPPED.of(&[direction]) }
+    }
+
     pub(crate) fn note(&self, passed_on: bool, arrived: Instant) {
         if passed_on {
             self.delay.observe(arrived.elapsed());
         } else {
             self.dropped.add();
         }
-    }
-}
-
-/// Series that share a name and differ in the values of their labels. The values come from us or
-/// from the agent's files, never from outside: nobody can make the list long.
-pub(crate) struct Family<T> {
-    pub(crate) name: &'static str,
-    pub(crate) labels: &'static [&'static str],
-    pub(crate) fresh: fn() -> T,
-    pub(crate) series: Mutex<BTreeMap<Vec<String>, Arc<T>>>,
-}
-
-impl<T> Family<T> {
-    pub(crate) fn new(
-        name: &'static str,
-        labels: &'static [&'static str],
-        fresh: fn() -> T,
-    ) -> Family<T> {
-        Family { name, labels, fresh, series: Mutex::default() }
-    }
-
-    pub(crate) fn begin(&self, values: &[impl AsRef<str>]) {
-        for value in values {
-            self.of(&[value.as_ref()]);
-        }
-    }
-
-    /// The series with these values of the labels.
-    pub(crate) fn of(&self, values: &[&str]) -> Arc<T> {
-        let values = values.iter().map(|value| (*value).to_owned()).collect();
-        Arc::clone(lock(&self.series).entry(values).or_insert_with(|| Arc::new((self.fresh)())))
-    }
-}
-
-/// Relaxed, here and below: each is a number for itself, and orders nothing.
-pub(crate) struct Counter(pub(crate) AtomicU64);
-
-impl Counter {
-    pub(crate) const fn new() -> Counter {
-        Counter(AtomicU64::new(0))
-    }
-
-    pub(crate) fn add(&self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(crate) fn value(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
-/// How often something took how long.
-pub(crate) struct Histogram {
-    pub(crate) bounds_us: &'static [u64; BUCKETS],
-    /// One for each bound, and one for what is beyond.
-    pub(crate) counts: [Counter; BUCKETS + 1],
-    pub(crate) sum_ns: AtomicU64,
-}
-
-pub(crate) const BUCKETS: usize = 12;
-/// For a frame, which is to take as good as no time: 10 us to 100 ms.
-pub(crate) const FRAME_BOUNDS_US: [u64; BUCKETS] =
-    [10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 100_000];
-
-/// For what a caller may have to wait for: 5 ms to 30 s.
-pub(crate) const WAIT_BOUNDS_US: [u64; BUCKETS] = [
-    5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_000_000, 5_000_000,
-    10_000_000, 30_000_000,
-];
-
-impl Histogram {
-    pub(crate) fn of_frames() -> Histogram {
-        Histogram::new(&FRAME_BOUNDS_US)
-    }
-
-    pub(crate) fn of_waits() -> Histogram {
-        Histogram::new(&WAIT_BOUNDS_US)
-    }
-
-    pub(crate) fn new(bounds_us: &'static [u64; BUCKETS]) -> Histogram {
-        Histogram {
-            bounds_us,
-            counts: [const { Counter::new() }; BUCKETS + 1],
-            sum_ns: AtomicU64::new(0),
-        }
-    }
-
-    pub(crate) fn observe(&self, time: Duration) {
-        // Five centuries fit.
-        let ns = u64::try_from(time.as_nanos()).unwrap_or_default();
-        let beyond = self.bounds_us.iter().filter(|bound| ns > **bound * 1_000).count();
-        self.counts[beyond].add();
-        self.sum_ns.fetch_add(ns, Ordering::Relaxed);
     }
 }

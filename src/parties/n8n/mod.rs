@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::Bridge;
 use crate::toolbox::failure::{Failure, Party, unreachable_party};
+use crate::toolbox::metrics::{N8N_REQUESTS, N8N_TIME};
 use crate::toolbox::text::hex;
 
 /// An n8n reply. A longer one counts as nonsense.
@@ -85,8 +86,8 @@ pub(crate) fn ask_n8n<T>(
             Err(why) => ("refused", Err(why)),
         },
     };
-    bridge.metrics.n8n_requests.of(&[question.route, outcome]).add();
-    bridge.metrics.n8n_time.of(&[question.route]).observe(took);
+    N8N_REQUESTS.of(&[question.route, outcome]).add();
+    N8N_TIME.of(&[question.route]).observe(took);
     answer
 }
 

@@ -21,6 +21,7 @@ use crate::parties::twilio::{Form, signature_is_valid};
 use crate::records::exhibit::Exhibit;
 use crate::records::journal::WIRE_CHARS_MAX;
 use crate::toolbox::log::log;
+use crate::toolbox::metrics::refused;
 use crate::toolbox::socket::{Duplex, LineEnd, Received, shut};
 use crate::toolbox::sound::{SAMPLE_RATE_HZ, playing_time};
 use crate::toolbox::text::cut;
@@ -150,7 +151,7 @@ pub(crate) fn accept_stream(
     mut head: Vec<u8>,
 ) -> Result<Duplex, String> {
     let parsed = ws_server::Request::try_parse(&head).map_err(|error| {
-        bridge.metrics.refused("upgrade");
+        refused("upgrade");
         plain_answer(socket, "400 Bad Request");
         error.to_string()
     })?;
@@ -165,13 +166,13 @@ pub(crate) fn accept_stream(
             .iter()
             .any(|url| signature_is_valid(token, url, &nothing, signature))
         {
-            bridge.metrics.refused("signature");
+            refused("signature");
             plain_answer(socket, "403 Forbidden");
             return Err("Twilio's signature is wrong".into());
         }
     }
     let response = ws_server::create_response(&request).map_err(|error| {
-        bridge.metrics.refused("upgrade");
+        refused("upgrade");
         plain_answer(socket, "400 Bad Request");
         error.to_string()
     })?;

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use crate::setup::agent::{Stage, TOOL_WITHIN_MAX, Tool, ToolAction};
 use crate::toolbox::failure::{Failure, Party, Secret, unreachable_party};
 use crate::toolbox::log::log;
+use crate::toolbox::metrics::{ULTRAVOX_CREATES, ULTRAVOX_TIME};
 use crate::toolbox::socket::AGENT_MESSAGE_BYTES_MAX;
 use crate::toolbox::sound::{SAMPLE_BYTES, SAMPLE_RATE_HZ};
 use crate::toolbox::text::cut;
@@ -92,8 +93,8 @@ pub(crate) fn ask_ultravox(
         Err(_) if Instant::now() >= deadline => "late",
         Err(_) => "failed",
     };
-    bridge.metrics.ultravox_creates.of(&[outcome]).add();
-    bridge.metrics.ultravox_time.of(&[]).observe(began.elapsed());
+    ULTRAVOX_CREATES.of(&[outcome]).add();
+    ULTRAVOX_TIME.of(&[]).observe(began.elapsed());
     posted
 }
 
