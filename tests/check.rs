@@ -294,6 +294,11 @@ fn mistakes_in_settings_are_all_named_and_the_rest_is_looked_at() -> Outcome {
     let report = house.look(&[])?;
     report.blames("settings", ".env", "a line that is not NAME=value", "in quotes");
     fs::remove_file(house.world.home().join(".env"))?;
+    // A link to itself cannot be read, not even by root.
+    std::os::unix::fs::symlink(".env", house.world.home().join(".env"))?;
+    let report = house.look(&[])?;
+    report.blames("settings", ".env", ".env cannot be read: ", "a file that callbridge may read");
+    fs::remove_file(house.world.home().join(".env"))?;
 
     let report = house.look(&[("SSL_CERT_FILE", "/nowhere/at.all")])?;
     report.names("wrong", "settings", "SSL_CERT_FILE", "/nowhere/at.all", "SSL_CERT_FILE");

@@ -80,6 +80,10 @@ fn look_at_agent(config: &mut Config, findings: &mut Vec<Finding>) -> Result<(Ag
 
 /// `NAME  is missing (where it comes from)`, `NAME  is "x": must be y`, `NAME  must be y`.
 fn bad_setting(complaint: &str) -> Finding {
+    if complaint.starts_with(".env cannot be read") {
+        return Topic::new("settings", ".env")
+            .wrong(complaint, "make .env a file that callbridge may read, or remove it");
+    }
     let (name, what) = complaint.split_once("  ").unwrap_or((complaint, ""));
     let (what, cure) = if let Some((what, source)) = what.split_once(" (") {
         (what, source.trim_end_matches(')').to_owned())
