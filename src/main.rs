@@ -43,26 +43,36 @@
 //! ```
 //!
 //! Threads and blocking sockets only, no async runtime. A call has two threads of its own. Each
-//! *waits outside the lock and thinks inside it*: see [`Duplex`], the one clever thing here.
+//! *waits outside the lock and thinks inside it*: see `toolbox/socket.rs`, the one clever thing here.
 //!
 //! # When something breaks
 //!
-//! The caller is to notice as little as possible. A broken line to the agent is mended by a new
-//! agent that knows what was said (step 3, `resume_agent`). A broken stream is replaced by the
-//! next one (step 8, `another_stream`). And a process that was killed has left a journal, from
-//! which the next one takes the call up (step 8, `take_up`).
+//! The caller is to notice as little as possible. A broken line to the agent is replaced by a new
+//! agent that knows what was said, a broken stream by the next one; and a process that was killed
+//! has left a journal, from which the next one takes the call up (`around/mend.rs`).
 //!
-//! # Beside the call
+//! # The rooms
 //!
-//! The owner sees the calls on the live page (`page.html`), its figures at `/metrics`, and what n8n
-//! has not taken with `callbridge outbox`. Some threads belong to no call: they keep Ultravox and
-//! n8n ready, offer transcripts again, and remove old journals. `check`, `demo`, `diagram` and
-//! `workflow` are commands with a file each.
+//! What the story leans on stands in rooms of its own, each behind a door of a few names. Reading
+//! them is optional. A room uses only rooms that are drawn below it:
+//!
+//! ```text
+//! main.rs       the call: serve, route, Bridge, Call, steps 1 to 9
+//! around/       mend, shutdown, ready  (what happens around a call)
+//! owner/        access, calls, lines, metrics, outgoing, page, phone  (what the owner sees and orders)
+//! check/  demo/  workflow.rs  diagram.rs  outbox.rs   the other commands
+//! ------------------- below this line nobody names `Bridge` or `Call`
+//! parties/      twilio, ultravox, n8n
+//! records/      event, ended_by, journal, past, outbox, tap, transcript
+//! setup/        settings, values, agent, agent_files
+//! door/         head, inner, reply, health
+//! toolbox/      socket, dial, sound, http, log, metrics, failure, text, random, threads, time
+//! ```
 //!
 //! # What does not flow downwards
 //!
 //! Two things travel against the reading direction: the **token** (step 5 finds what step 4
-//! left in the [`Call`]) and the **slot** (step 9 gives back the place that step 1 took).
+//! left in the [`Call`]) and the **line** (step 9 gives back the one that step 1 took).
 //!
 //! # Glossary
 //!
@@ -74,6 +84,7 @@
 //! * *mark*: a bookmark in the sound we send; Twilio returns it once the caller has heard so far.
 //! * *clear*: tells Twilio to forget what it has not played yet.
 //! * *barge-in*: the caller speaks while the agent does; the agent falls silent (a *clear*).
+//! * *line*: a telephone line, one of `MAX_CALLS`; taken by a call while it lasts.
 //! * *stage*: a part of the conversation with its own prompt, voice and tools.
 //! * *journal*: a call's file on disk, one line an event.
 //!
@@ -84,7 +95,6 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::TcpListener;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -125,7 +135,6 @@ use crate::parties::ultravox::leg::{AgentLeg, FromAgent, Invocation, ToolResult}
 use crate::parties::ultravox::{AGENT_WITHIN, AgentCall, Ultravox};
 use crate::records::journal::{Direction, HangUp, Journal, WIRE_CHARS_MAX, end_event};
 use crate::records::outbox::{Outbox, Parcel, start_outbox, transfer_max};
-use crate::records::past::Filed;
 use crate::records::tap::{Exhibit, Tap, hidden};
 use crate::records::transcript::{Heard, LINE_BROKE, Line, NOBODY_ANSWERED, Transcript};
 use crate::setup::agent::{Agent, Tool, ToolAction, find_calendar};
@@ -164,92 +173,16 @@ mod testing;
 #[cfg(test)]
 mod tests;
 mod workflow;
-
 // ============================================================================
-// 0. Before the call: facts, limits, settings, the agent, the front door
+// 0. Before the call: a server that waits for one
 // ============================================================================
 //
-// In:       the command line, the environment, `.env`, the agent's files.
+// In:       the command line; `.env` and the agent's files, through `setup`.
 // Out:      a listening server; every request has found the function that answers it.
 // Fails:    at start-up only, with all complaints at once and exit status 2.
 // Not here: anything about a particular call.
 
-/// Step 2 in all. Then the default greeting is used.
-const LOOKUP_WITHIN: Duration = Duration::from_secs(2);
-
-const _: () = assert!(
-    LOOKUP_WITHIN.as_secs() + AGENT_WITHIN.as_secs() < TWILIO_WEBHOOK.as_secs(),
-    "the webhook must be answered before Twilio gives up"
-);
-
-/// From the answer to Twilio's stream. Then the waiting agent is sent home and the token is void.
-const STREAM_WITHIN: Duration = Duration::from_mins(1);
-
-/// From a broken stream of Twilio's to the next one. Then the caller counts as lost.
-const NEXT_STREAM_WITHIN: Duration = Duration::from_secs(15);
-
-/// Broken agent lines that are mended in one call. At the next the caller hears the apology.
-const RESUMES_MAX: u32 = 2;
-
-/// Twilio sends 50 messages a second. After this much of nothing the line is lost.
-const CALLER_SILENCE_MAX: Duration = Duration::from_secs(10);
-
-/// Nothing from the agent for this long: we ping. Nothing for as long again: the line is lost.
-const PING_AFTER: Duration = Duration::from_secs(3);
-
-/// From the agent's goodbye to Ultravox closing its socket. Then we close it.
-const AGENT_LEAVES_WITHIN: Duration = Duration::from_secs(20);
-
-/// Added to the playing time of what the caller has yet to hear. Then the line drops.
-const MARK_GRACE: Duration = Duration::from_secs(2);
-
-/// An agent's line that breaks this near the end of `MAX_CALL_SECONDS` has reached its limit.
-const LAST_SECONDS: Duration = Duration::from_secs(5);
-
-/// Added to `MAX_CALL_SECONDS`, so that Ultravox can say its own "time is up" first.
-const TOO_LONG_GRACE: Duration = Duration::from_secs(15);
-
-/// An agent that takes over late in a call gets at least this much of it.
-const LAST_WORDS_MIN: Duration = Duration::from_secs(30);
-
-/// A pause this long after a key ends a number being keyed in.
-const KEYS_PAUSE: Duration = Duration::from_secs(1);
-
-/// Keys kept until the pause. More are sent on in portions.
-const KEYS_MAX: usize = 32;
-
-/// Tools of one call that run on threads of their own. The next is told to wait.
-const TOOLS_AT_ONCE_MAX: usize = 8;
-
-/// Different n8n tool invocations remembered in one call, so that none is done twice. The next
-/// is refused in words.
-const TOOL_ANSWERS_MAX: usize = 100;
-
-/// Different invocations answered on one agent line. More is a storm, and gets an error each.
-const INVOCATIONS_MAX: usize = 500;
-
-/// A tool's name in a journal. Whoever invents one may invent a long one.
-const TOOL_NAME_CHARS_MAX: usize = 100;
-
-const USAGE: &str = "\
-callbridge answers a phone number with a voice agent.
-
-  callbridge              serve (settings: see .env.example)
-  callbridge demo         play one whole call on this machine, no account needed
-  callbridge demo --calls 100
-                          play a hundred at once, and say what they cost
-  callbridge check        look at the set-up: what is wrong, and what to do about it
-                          (--fix sets up the Twilio number, --json is for scripts)
-  callbridge outbox       list the transcripts that n8n has not taken, and why
-  callbridge outbox --retry
-                          offer them to n8n now
-  callbridge workflow     print the n8n workflow that goes with the agent files, to import
-  callbridge diagram      print the agent's stages and tools as a Mermaid diagram
-  callbridge diagram --plain
-                          print them as text
-  callbridge --version
-  callbridge --help
-";
+const USAGE: &str = include_str!("usage.txt");
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -288,6 +221,29 @@ fn main() -> ExitCode {
     }
 }
 
+fn serve() -> Result<(), Stop> {
+    let mut config =
+        Config::load().map_err(|complaints| needs_attention("setting", &complaints))?;
+    log_as(config.log_level, config.log_format);
+    std::panic::set_hook(Box::new(|panic| {
+        let thread = thread::current();
+        log!(Error, "thread {} {panic}", thread.name().unwrap_or("without a name"));
+    }));
+    let (agent, roots) = Bridge::needs(&config)?;
+    let listener = TcpListener::bind((config.bind, config.port)).map_err(|error| {
+        let (bind, port) = (config.bind, config.port);
+        Stop::Failed(format!("callbridge: cannot listen on {bind}:{port}: {error}"))
+    })?;
+    if config.public_url == check::NGROK {
+        let port = listener.local_addr().map_or(config.port, |address| address.port());
+        config.public_url = check::ngrok_address(&config.ngrok_api_url, port)
+            .map_err(|why| Stop::Failed(format!("callbridge: PUBLIC_URL=ngrok: {why}")))?;
+    }
+    // Threads of calls hold on to it until the process ends, so nobody could ever free it.
+    let bridge: &'static Bridge = Box::leak(Box::new(Bridge::build(config, agent, &roots)));
+    run(bridge, listener).map_err(|error| Stop::Failed(format!("callbridge: {error}")))
+}
+
 /// Everything that outlives a call. One per process, never freed.
 struct Bridge {
     config: Arc<Config>,
@@ -314,46 +270,6 @@ struct Bridge {
     identity: hmac::Key,
     /// `callbridge check` listens where the server would, and takes no calls.
     stands_in: bool,
-}
-
-fn serve() -> Result<(), Stop> {
-    let mut config =
-        Config::load().map_err(|complaints| needs_attention("setting", &complaints))?;
-    log_as(config.log_level, config.log_format);
-    std::panic::set_hook(Box::new(|panic| {
-        let thread = thread::current();
-        log!(Error, "thread {} {panic}", thread.name().unwrap_or("without a name"));
-    }));
-    let (agent, roots) = Bridge::needs(&config)?;
-    let listener = TcpListener::bind((config.bind, config.port)).map_err(|error| {
-        let (bind, port) = (config.bind, config.port);
-        Stop::Failed(format!("callbridge: cannot listen on {bind}:{port}: {error}"))
-    })?;
-    if config.public_url == check::NGROK {
-        let port = listener.local_addr().map_or(config.port, |address| address.port());
-        config.public_url = check::ngrok_address(&config.ngrok_api_url, port)
-            .map_err(|why| Stop::Failed(format!("callbridge: PUBLIC_URL=ngrok: {why}")))?;
-    }
-    // Threads of calls hold on to it until the process ends, so nobody could ever free it.
-    let bridge: &'static Bridge = Box::leak(Box::new(Bridge::build(config, agent, &roots)));
-    run(bridge, listener).map_err(|error| Stop::Failed(format!("callbridge: {error}")))
-}
-
-fn run(bridge: &'static Bridge, listener: TcpListener) -> io::Result<()> {
-    let address = listener.local_addr()?;
-    // Before anybody is told that we are there: a signal that nobody awaits ends the process.
-    let signals = Signals::new([SIGTERM, SIGINT])?;
-    start_http(bridge)?;
-    introduce(bridge, address);
-    keep_ready(bridge)?;
-    spawn("front door".into(), move || front_door(bridge, &listener))?;
-    // Thousands of journals take a while to read. Neither a caller nor a signal waits for them.
-    spawn("journals".into(), move || {
-        if let Err(error) = start_outbox(bridge) {
-            log!(Error, "transcripts stay on disk until the next start: {error}");
-        }
-    })?;
-    await_end(bridge, signals)
 }
 
 impl Bridge {
@@ -393,6 +309,23 @@ impl Bridge {
             tls,
         }
     }
+}
+
+fn run(bridge: &'static Bridge, listener: TcpListener) -> io::Result<()> {
+    let address = listener.local_addr()?;
+    // Before anybody is told that we are there: a signal that nobody awaits ends the process.
+    let signals = Signals::new([SIGTERM, SIGINT])?;
+    start_http(bridge)?;
+    introduce(bridge, address);
+    keep_ready(bridge)?;
+    spawn("front door".into(), move || front_door(bridge, &listener))?;
+    // Thousands of journals take a while to read. Neither a caller nor a signal waits for them.
+    spawn("journals".into(), move || {
+        if let Err(error) = start_outbox(bridge) {
+            log!(Error, "transcripts stay on disk until the next start: {error}");
+        }
+    })?;
+    await_end(bridge, signals)
 }
 
 /// Finds the function that answers.
@@ -443,21 +376,41 @@ fn answer(bridge: &'static Bridge, mut request: tiny_http::Request) {
 // 1. Ring: Twilio asks what to do with a call
 // ============================================================================
 //
-// In:       `POST /incoming-call`, a form with the caller's number; its signature.
-// Out:      a `Call` with a slot of its own, and the XML that steps 2 to 4 make of it.
+// In:       POST /incoming-call    X-Twilio-Signature: base64 of HMAC-SHA1
+//           CallSid=CA9f3c…&From=%2B4930123456&To=%2B49…&CallStatus=ringing&…
+// Out:      a `Call` with a line of its own, and the XML that steps 2 to 4 make of it.
 // Fails:    403 without Twilio's signature, 400 without a call's id; all lines busy is a sentence.
 // Not here: trust in the caller's number. It is text from outside: a name, a word, or nothing.
 
-/// A call that rings, wherever it comes from.
-struct IncomingCall<'a> {
-    sid: &'a str,
-    /// As Twilio gave it: a number, `anonymous`, `client:name`, anything.
-    number: &'a str,
-    direction: Direction,
-    /// Asked for by whoever ordered the call. Empty: as usual.
-    first_message: String,
-    /// The request, for the journal.
-    wire: String,
+/// Every request of Twilio's comes through here: a form, signed.
+fn from_twilio(
+    bridge: &'static Bridge,
+    request: &mut tiny_http::Request,
+    handle: fn(&'static Bridge, &Form) -> Reply,
+) -> Reply {
+    let body = match read_body(request) {
+        Ok(body) => body,
+        Err(reply) => return reply,
+    };
+    let mut form = Form::parse(&body);
+    if let Some(token) = &bridge.config.twilio_auth_token {
+        let signature = header(request, "X-Twilio-Signature");
+        let url = format!("{}{}", bridge.config.public_url, request.url());
+        if !signature_is_valid(token, &url, &form, signature) {
+            log!(
+                Warn,
+                "{url}: Twilio's signature is {}: check TWILIO_AUTH_TOKEN, and that PUBLIC_URL is \
+                 the address Twilio calls",
+                if signature.is_empty() { "missing" } else { "wrong" }
+            );
+            refused("signature");
+            return Reply::text(403, "the signature is missing or wrong");
+        }
+    }
+    // What we have put into the address ourselves comes behind what Twilio says.
+    let query = request.url().split_once('?').map(|(_, query)| query).unwrap_or_default();
+    form.0.extend(Form::parse(query.as_bytes()).0);
+    handle(bridge, &form)
 }
 
 fn incoming_call(bridge: &'static Bridge, form: &Form) -> Reply {
@@ -477,6 +430,18 @@ fn incoming_call(bridge: &'static Bridge, form: &Form) -> Reply {
     let wire = format!("POST /incoming-call\nX-Twilio-Signature: ***\n\n{}", form.redacted());
     let incoming = IncomingCall { sid, number, direction, first_message, wire };
     Reply::twiml(take_call(bridge, &incoming).twiml(bridge))
+}
+
+/// A call that rings, wherever it comes from.
+struct IncomingCall<'a> {
+    sid: &'a str,
+    /// As Twilio gave it: a number, `anonymous`, `client:name`, anything.
+    number: &'a str,
+    direction: Direction,
+    /// Asked for by whoever ordered the call. Empty: as usual.
+    first_message: String,
+    /// The request, for the journal.
+    wire: String,
 }
 
 /// Steps 1 to 4 of a new call.
@@ -519,65 +484,6 @@ fn take_call(bridge: &'static Bridge, incoming: &IncomingCall) -> Answer {
         Direction::Out => Opening::WeCalled(ordered_greeting(&call, first_message)),
     };
     connect_to_agent(&call, slot, &opening)
-}
-
-/// Steps 3 and 4, for a new call and for one that is taken up again.
-fn connect_to_agent(call: &Arc<Call>, slot: CallSlot, opening: &Opening) -> Answer {
-    let ready = ready_agent(call, slot, opening);
-    let rang_for = call.rang.elapsed();
-    let ms = millis(rang_for);
-    let answer = match &ready {
-        Ok(()) => {
-            if !matches!(opening, Opening::GoOn(_)) {
-                ANSWER_TIME.of(&[]).observe(rang_for);
-            }
-            log!(call, Info, Answer, "connecting to our Media Stream, {ms} ms after it rang"; ms);
-            Answer::Stream { token: call.new_token() }
-        }
-        Err(failure) => {
-            log!(call, Error, Agent, "{failure}");
-            call.hang_up(HangUp::NoAgent);
-            cannot_serve(call.bridge, &call.bridge.agent.phrases.apology)
-        }
-    };
-    call.journal.note(&json!({"event": "answer", "ms": ms, "what": answer.word()}));
-    call.tap.show(Exhibit::Answer, || answer.redacted(call.bridge));
-    if ready.is_err() {
-        after(call);
-    }
-    call.settle_answer(&answer);
-    answer
-}
-
-/// Every request of Twilio's comes through here: a form, signed.
-fn from_twilio(
-    bridge: &'static Bridge,
-    request: &mut tiny_http::Request,
-    handle: fn(&'static Bridge, &Form) -> Reply,
-) -> Reply {
-    let body = match read_body(request) {
-        Ok(body) => body,
-        Err(reply) => return reply,
-    };
-    let mut form = Form::parse(&body);
-    if let Some(token) = &bridge.config.twilio_auth_token {
-        let signature = header(request, "X-Twilio-Signature");
-        let url = format!("{}{}", bridge.config.public_url, request.url());
-        if !signature_is_valid(token, &url, &form, signature) {
-            log!(
-                Warn,
-                "{url}: Twilio's signature is {}: check TWILIO_AUTH_TOKEN, and that PUBLIC_URL is \
-                 the address Twilio calls",
-                if signature.is_empty() { "missing" } else { "wrong" }
-            );
-            refused("signature");
-            return Reply::text(403, "the signature is missing or wrong");
-        }
-    }
-    // What we have put into the address ourselves comes behind what Twilio says.
-    let query = request.url().split_once('?').map(|(_, query)| query).unwrap_or_default();
-    form.0.extend(Form::parse(query.as_bytes()).0);
-    handle(bridge, &form)
 }
 
 /// One call, from ring to transcript. Its two threads and its tools share it.
@@ -650,103 +556,6 @@ impl Call {
         }
     }
 
-    /// The same call, from what a process that is gone (or a transfer that failed) has left of it.
-    fn from_journal(bridge: &'static Bridge, path: PathBuf, filed: Filed) -> Call {
-        let incoming = IncomingCall {
-            sid: &filed.sid,
-            number: &filed.number,
-            direction: filed.direction,
-            first_message: String::new(),
-            wire: String::new(),
-        };
-        let mut call = Call::new(bridge, &incoming);
-        call.began = filed.began.unwrap_or(call.began);
-        {
-            let mut state = lock(&call.state);
-            if bridge.agent.stages.contains_key(&filed.stage) {
-                state.stage = filed.stage;
-            }
-            state.agent_id = filed.agent_id;
-            state.agents = filed.agents;
-        }
-        call.rang = Instant::now().checked_sub(filed.age).unwrap_or(call.rang);
-        call.transcript = Mutex::new(filed.transcript);
-        call.journal = Arc::new(Journal::at(path));
-        call.tap = Arc::new(Tap::new(Arc::clone(&call.journal), Arc::clone(&bridge.config)));
-        call
-    }
-
-    /// The one way down. The first reason counts; the agent's socket is closed at once, so that
-    /// nobody is listened to, or billed, after the end.
-    fn hang_up(&self, why: HangUp) {
-        let agent = {
-            let mut state = lock(&self.state);
-            if state.hang_up.is_some() {
-                return;
-            }
-            state.hang_up = Some(why);
-            state.token = None;
-            state.agent.take()
-        };
-        let (ended_by, ms) = (format!("{why:?}"), millis(self.rang.elapsed()));
-        let seconds = ms / 1_000;
-        log!(self, Info, Goodbye, "{ended_by}, {seconds} s after it rang"; ended_by, seconds);
-        let event = json!({"event": "goodbye", "endedBy": ended_by, "ms": ms});
-        self.journal.note(&event);
-        if let Some(agent) = agent {
-            agent.close("the call is over");
-        }
-        self.changed.notify_all();
-    }
-
-    fn is_over(&self) -> bool {
-        lock(&self.state).hang_up.is_some()
-    }
-
-    /// A token for the next stream. An older one that was never shown is void from now on.
-    fn new_token(&self) -> String {
-        let token = random_hex();
-        let mut state = lock(&self.state);
-        state.streams += 1;
-        if state.hang_up.is_none() {
-            state.token = Some((token.clone(), Instant::now() + STREAM_WITHIN));
-        }
-        token
-    }
-
-    fn caller(&self) -> Option<Arc<CallerLeg>> {
-        lock(&self.state).caller.clone()
-    }
-
-    /// Thread T sees to it that this ends: with a new stream, or with the call.
-    fn await_stream(&self) -> Option<Arc<CallerLeg>> {
-        let state = lock(&self.state);
-        let waiting = |state: &mut CallState| state.caller.is_none() && state.hang_up.is_none();
-        let waited = self.changed.wait_timeout_while(state, 2 * NEXT_STREAM_WITHIN, waiting);
-        waited.unwrap_or_else(PoisonError::into_inner).0.caller.clone()
-    }
-
-    fn agent(&self) -> Option<Arc<AgentLeg>> {
-        lock(&self.state).agent.clone()
-    }
-
-    /// What a stage sends to Ultravox: its prompt, voice and tools.
-    fn stage_body(&self, stage: &str) -> Value {
-        let Bridge { config, agent, .. } = self.bridge;
-        let Some(stage) = agent.stages.get(stage) else { return json!({}) };
-        let prompt = fill(&stage.prompt, |name| self.placeholder(name));
-        body::stage_body(config, agent, stage, &prompt)
-    }
-
-    fn default_greeting(&self) -> String {
-        fill(&self.bridge.agent.first_message, |name| self.placeholder(name))
-    }
-
-    fn settle_answer(&self, answer: &Answer) {
-        lock(&self.state).answer = Some(answer.clone());
-        self.changed.notify_all();
-    }
-
     fn await_answer(&self) -> Answer {
         let state = lock(&self.state);
         let waited =
@@ -756,22 +565,9 @@ impl Call {
         answer.unwrap_or_else(|| cannot_serve(self.bridge, &self.bridge.agent.phrases.apology))
     }
 
-    /// What a placeholder stands for in this call's texts.
-    fn placeholder(&self, name: &str) -> Option<String> {
-        let agent = &self.bridge.agent;
-        match name {
-            "agent_name" => {
-                let stage = lock(&self.state).stage.clone();
-                let own = agent.stages.get(&stage).and_then(|stage| stage.agent_name.clone());
-                Some(own.unwrap_or_else(|| agent.name.clone()))
-            }
-            "company_name" => Some(agent.company.clone()),
-            "now" => Some(jiff::Zoned::now().strftime("%A, %-d %B %Y, %H:%M (%Z)").to_string()),
-            // A caller's "number" may be any text; what is not a number must not talk to the model.
-            "caller_number" if is_e164(&self.number) => Some(self.number.clone()),
-            "caller_number" => Some("withheld".into()),
-            _ => None,
-        }
+    fn settle_answer(&self, answer: &Answer) {
+        lock(&self.state).answer = Some(answer.clone());
+        self.changed.notify_all();
     }
 }
 
@@ -780,10 +576,20 @@ impl Call {
 // ============================================================================
 //
 // In:       the caller's number.
+// Wire:     {"route":"1","number":"+4930123456","data":"empty","callSid":"CA9f3c…"}  to n8n
+//           {"firstMessage":"Hello Anna, it is good to hear from you again."}        and back
 // Out:      the agent's first sentence, word for word.
 // Fails:    never. Whatever n8n answers, or does not, the default greeting is there after 2 s,
 //           and one line in the log says what came back and what to do about it.
 // Not here: waiting on the caller's time. The phone still rings.
+
+/// Step 2 in all. Then the default greeting is used.
+const LOOKUP_WITHIN: Duration = Duration::from_secs(2);
+
+const _: () = assert!(
+    LOOKUP_WITHIN.as_secs() + AGENT_WITHIN.as_secs() < TWILIO_WEBHOOK.as_secs(),
+    "the webhook must be answered before Twilio gives up"
+);
 
 fn greeting(call: &Call) -> String {
     if call.bridge.config.n8n_webhook_url.is_none() {
@@ -828,14 +634,69 @@ fn note_greeting(call: &Call, from: &str, ms: u64, why: &str) {
     call.journal.note(&json!({"event": "greeting", "from": from, "ms": ms, "why": why}));
 }
 
+impl Call {
+    fn default_greeting(&self) -> String {
+        fill(&self.bridge.agent.first_message, |name| self.placeholder(name))
+    }
+
+    /// What a placeholder stands for in this call's texts.
+    fn placeholder(&self, name: &str) -> Option<String> {
+        let agent = &self.bridge.agent;
+        match name {
+            "agent_name" => {
+                let stage = lock(&self.state).stage.clone();
+                let own = agent.stages.get(&stage).and_then(|stage| stage.agent_name.clone());
+                Some(own.unwrap_or_else(|| agent.name.clone()))
+            }
+            "company_name" => Some(agent.company.clone()),
+            "now" => Some(jiff::Zoned::now().strftime("%A, %-d %B %Y, %H:%M (%Z)").to_string()),
+            // A caller's "number" may be any text; what is not a number must not talk to the model.
+            "caller_number" if is_e164(&self.number) => Some(self.number.clone()),
+            "caller_number" => Some("withheld".into()),
+            _ => None,
+        }
+    }
+}
+
 // ============================================================================
 // 3. Agent: an Ultravox call is created, and joined at once
 // ============================================================================
 //
 // In:       the greeting, and the first stage of the agent's files.
+// Wire:     POST /api/calls  {"systemPrompt":"You are Sara…","voice":"Tanya-English",
+//           "selectedTools":[…],"firstSpeakerSettings":{"agent":{"text":"Hello Anna…"}},…}
+//           201 {"callId":"7c21…","joinUrl":"wss://…",…}     then GET joinUrl, a WebSocket
 // Out:      a joined agent: thread U runs, holds its socket, and feeds it silence.
 // Fails:    when Ultravox refuses or is not there in time. Busy (429, 503) is tried once more.
 // Not here: the caller. Nobody has picked up yet.
+
+/// Steps 3 and 4, for a new call and for one that is taken up again.
+fn connect_to_agent(call: &Arc<Call>, slot: CallSlot, opening: &Opening) -> Answer {
+    let ready = ready_agent(call, slot, opening);
+    let rang_for = call.rang.elapsed();
+    let ms = millis(rang_for);
+    let answer = match &ready {
+        Ok(()) => {
+            if !matches!(opening, Opening::GoOn(_)) {
+                ANSWER_TIME.of(&[]).observe(rang_for);
+            }
+            log!(call, Info, Answer, "connecting to our Media Stream, {ms} ms after it rang"; ms);
+            Answer::Stream { token: call.new_token() }
+        }
+        Err(failure) => {
+            log!(call, Error, Agent, "{failure}");
+            call.hang_up(HangUp::NoAgent);
+            cannot_serve(call.bridge, &call.bridge.agent.phrases.apology)
+        }
+    };
+    call.journal.note(&json!({"event": "answer", "ms": ms, "what": answer.word()}));
+    call.tap.show(Exhibit::Answer, || answer.redacted(call.bridge));
+    if ready.is_err() {
+        after(call);
+    }
+    call.settle_answer(&answer);
+    answer
+}
 
 /// Creates the agent's call, joins it, and gives it to thread U, which owns the slot from here: it
 /// is the one that sees the call to its end.
@@ -859,6 +720,9 @@ fn ready_agent(call: &Arc<Call>, slot: CallSlot, opening: &Opening) -> Result<()
     log!(call, Info, Agent, "Ultravox call {short_id} ready after {ms} ms"; ms);
     Ok(())
 }
+
+/// Added to `MAX_CALL_SECONDS`, so that Ultravox can say its own "time is up" first.
+const TOO_LONG_GRACE: Duration = Duration::from_secs(15);
 
 /// An agent that goes on gets the conversation so far: Ultravox's own record of it if it can
 /// (`priorCallId`), else ours.
@@ -895,11 +759,24 @@ fn create_agent_call(
     Ok(created)
 }
 
+/// An agent that takes over late in a call gets at least this much of it.
+const LAST_WORDS_MIN: Duration = Duration::from_secs(30);
+
 fn max_duration(call: &Call, opening: &Opening) -> Duration {
     let max_call = call.bridge.config.max_call;
     match opening {
         Opening::Greet(_) | Opening::WeCalled(_) => max_call,
         Opening::GoOn(_) => max_call.saturating_sub(call.rang.elapsed()).max(LAST_WORDS_MIN),
+    }
+}
+
+impl Call {
+    /// What a stage sends to Ultravox: its prompt, voice and tools.
+    fn stage_body(&self, stage: &str) -> Value {
+        let Bridge { config, agent, .. } = self.bridge;
+        let Some(stage) = agent.stages.get(stage) else { return json!({}) };
+        let prompt = fill(&stage.prompt, |name| self.placeholder(name));
+        body::stage_body(config, agent, stage, &prompt)
     }
 }
 
@@ -912,6 +789,11 @@ fn agent_thread(call: &Arc<Call>, slot: CallSlot, agent: Arc<AgentLeg>) {
     // Not before: a process that drains leaves when no slot is taken and the outbox is empty.
     drop(slot);
 }
+
+/// From the answer to Twilio's stream. Then the waiting agent is sent home and the token is void.
+const STREAM_WITHIN: Duration = Duration::from_mins(1);
+/// Broken agent lines that are mended in one call. At the next the caller hears the apology.
+const RESUMES_MAX: u32 = 2;
 
 /// Steps 5 to 7 on thread U. A broken line to the agent is mended, twice at most: the caller stays,
 /// and a new agent goes on where the old one was. Never two at once.
@@ -984,7 +866,9 @@ fn await_caller(call: &Call, within: Duration) -> bool {
 // ============================================================================
 //
 // In:       a joined agent, and the call's one-time token.
-// Out:      a few lines of XML. Step 5 finds the waiting call by the token in it.
+// Out:      <Response><Connect action="https://…/stream-ended#…"><Stream url="wss://…/media-stream">
+//           <Parameter name="token" value="5d8e…"/></Stream></Connect><Hangup/></Response>
+//           Step 5 finds the waiting call by the token in it.
 // Fails:    never. If 3 failed, the caller hears one sentence, or is put through to a person.
 // Not here: <Say> as a greeting. The agent greets the caller itself, in its own voice.
 
@@ -1047,14 +931,33 @@ fn cannot_serve(bridge: &Bridge, sentence: &str) -> Answer {
     }
 }
 
+impl Call {
+    /// A token for the next stream. An older one that was never shown is void from now on.
+    fn new_token(&self) -> String {
+        let token = random_hex();
+        let mut state = lock(&self.state);
+        state.streams += 1;
+        if state.hang_up.is_none() {
+            state.token = Some((token.clone(), Instant::now() + STREAM_WITHIN));
+        }
+        token
+    }
+}
+
 // ============================================================================
 // 5. Stream: Twilio opens the Media Stream
 // ============================================================================
 //
-// In:       `GET /media-stream` from the front door; then `connected` and `start`.
+// In:       GET /media-stream, upgraded to a WebSocket; then
+//           {"event":"connected","protocol":"Call","version":"1.0.0"}
+//           {"event":"start","streamSid":"MZ…","start":{"callSid":"CA9f3c…","mediaFormat":
+//            {"encoding":"audio/x-mulaw","sampleRate":8000},"customParameters":{"token":"5d8e…"}}}
 // Out:      the caller's leg, in the hands of the call that waits for exactly this token.
 // Fails:    with close code 1008 for everyone who has no token; nothing is created for them.
 // Not here: a second chance. A token opens one stream.
+
+/// From a broken stream of Twilio's to the next one. Then the caller counts as lost.
+const NEXT_STREAM_WITHIN: Duration = Duration::from_secs(15);
 
 /// Thread T: the connection's own thread. Finds its call, then relays the caller's voice.
 fn media_stream(bridge: &'static Bridge, visit: &Visit, head: Vec<u8>) {
@@ -1161,10 +1064,18 @@ impl Call {
 // ============================================================================
 //
 // In:       two open legs.
+// Wire:     Twilio   {"event":"media","media":{"payload":"<base64 mu-law, 160 bytes>"},…}
+//           Ultravox PCM, 320 bytes in a binary message; and as text
+//                    {"type":"transcript","role":"user","text":"Hello?","final":true,"ordinal":2}
 // Out:      the same sound on the other side, in order, at once; a word on why it stopped.
 // Fails:    when a leg breaks or falls silent. The other leg is then ended in an orderly way.
 // Not here: a clock. The caller's frames come fifty times a second, and are the only clock there
 //           is: a key's pause and the longest call are looked at when a frame comes in.
+
+// --- 6a. Caller to agent (thread T) --------------------------------------------
+
+/// Twilio sends 50 messages a second. After this much of nothing the line is lost.
+const CALLER_SILENCE_MAX: Duration = Duration::from_secs(10);
 
 /// How a stream ended.
 enum StreamEnd {
@@ -1236,6 +1147,21 @@ fn hand_to_agent(call: &Call, agent: &AgentLeg, mulaw: &[u8]) -> bool {
     true
 }
 
+impl Call {
+    fn agent(&self) -> Option<Arc<AgentLeg>> {
+        lock(&self.state).agent.clone()
+    }
+}
+
+// --- 6b. Agent to caller (thread U) --------------------------------------------
+
+/// Nothing from the agent for this long: we ping. Nothing for as long again: the line is lost.
+const PING_AFTER: Duration = Duration::from_secs(3);
+/// From the agent's goodbye to Ultravox closing its socket. Then we close it.
+const AGENT_LEAVES_WITHIN: Duration = Duration::from_secs(20);
+/// An agent's line that breaks this near the end of `MAX_CALL_SECONDS` has reached its limit.
+const LAST_SECONDS: Duration = Duration::from_secs(5);
+
 /// Until the agent is gone, or the call is over. Returns why.
 fn relay_agent_to_caller(call: &Arc<Call>, agent: &Arc<AgentLeg>) -> HangUp {
     let mut voice = Voice::default();
@@ -1280,6 +1206,15 @@ fn relay_agent_to_caller(call: &Arc<Call>, agent: &Arc<AgentLeg>) -> HangUp {
     }
 }
 
+fn note_transcript(call: &Call, heard: &Heard) {
+    let agent = lock(&call.state).agents;
+    // Whoever looks at the call does not wait for the disk.
+    let event = lock(&call.transcript).hear(agent, heard).map(Line::event);
+    if let Some(event) = event {
+        call.journal.note(&event);
+    }
+}
+
 /// The agent's voice on its way to the caller.
 #[derive(Default)]
 struct Voice {
@@ -1313,6 +1248,18 @@ impl Voice {
     }
 }
 
+impl Call {
+    /// Thread T sees to it that this ends: with a new stream, or with the call.
+    fn await_stream(&self) -> Option<Arc<CallerLeg>> {
+        let state = lock(&self.state);
+        let waiting = |state: &mut CallState| state.caller.is_none() && state.hang_up.is_none();
+        let waited = self.changed.wait_timeout_while(state, 2 * NEXT_STREAM_WITHIN, waiting);
+        waited.unwrap_or_else(PoisonError::into_inner).0.caller.clone()
+    }
+}
+
+// --- 6c. Barge-in ----------------------------------------------------------------
+
 /// Twilio still holds seconds of the agent's voice. Without this, the caller is talked over by a
 /// sentence that the agent has already given up.
 fn clear(call: &Call) {
@@ -1320,6 +1267,19 @@ fn clear(call: &Call) {
     let ms = caller.clear().as_millis();
     log!(call, Info, Talk, "barge-in: {ms} ms of the agent's voice were not played"; ms);
 }
+
+impl Call {
+    fn caller(&self) -> Option<Arc<CallerLeg>> {
+        lock(&self.state).caller.clone()
+    }
+}
+
+// --- 6d. Keys --------------------------------------------------------------------
+
+/// A pause this long after a key ends a number being keyed in.
+const KEYS_PAUSE: Duration = Duration::from_secs(1);
+/// Keys kept until the pause. More are sent on in portions.
+const KEYS_MAX: usize = 32;
 
 /// Keys the caller presses, gathered until a pause: the agent is to read a number, not digits.
 #[derive(Default)]
@@ -1363,20 +1323,23 @@ impl Keys {
 // 7. Act: the agent invokes tools
 // ============================================================================
 //
-// In:       an invocation by the agent: a tool's name, an id, parameters.
-// Out:      exactly one `client_tool_result` for that id.
+// In:       {"type":"client_tool_invocation","toolName":"verify","invocationId":"i1","parameters":{…}}
+// Out:      exactly one result for that id:
+//           {"type":"client_tool_result","invocationId":"i1","result":"Verified.",
+//            "responseType":"tool-response"}
+//           A new stage ("new-stage") brings its prompt, voice and tools; "hang-up" ends the call.
 // Fails:    in words that the agent can say. A tool's failure never ends a call.
 // Not here: waiting on thread U. A slow n8n has a thread of its own, and the sound flows on.
 
-/// An invocation that is being seen to.
-struct Errand {
-    call: Arc<Call>,
-    agent: Arc<AgentLeg>,
-    invocation: Invocation,
-    /// In which the agent was when it asked.
-    stage: String,
-    began: Instant,
-}
+/// Tools of one call that run on threads of their own. The next is told to wait.
+const TOOLS_AT_ONCE_MAX: usize = 8;
+/// Different n8n tool invocations remembered in one call, so that none is done twice. The next
+/// is refused in words.
+const TOOL_ANSWERS_MAX: usize = 100;
+/// Different invocations answered on one agent line. More is a storm, and gets an error each.
+const INVOCATIONS_MAX: usize = 500;
+/// A tool's name in a journal. Whoever invents one may invent a long one.
+const TOOL_NAME_CHARS_MAX: usize = 100;
 
 /// The agent's hands, on thread U.
 struct Act<'a> {
@@ -1386,6 +1349,16 @@ struct Act<'a> {
     answered: HashSet<String>,
     /// What the agent leaves for, and since when.
     leaving: Option<(HangUp, Instant)>,
+}
+
+/// An invocation that is being seen to.
+struct Errand {
+    call: Arc<Call>,
+    agent: Arc<AgentLeg>,
+    invocation: Invocation,
+    /// In which the agent was when it asked.
+    stage: String,
+    began: Instant,
 }
 
 impl<'a> Act<'a> {
@@ -1475,6 +1448,29 @@ impl<'a> Act<'a> {
     }
 }
 
+/// What the model left out or made up, as an instruction to it. Nothing has been done yet.
+fn missing(bridge: &Bridge, tool: &Tool, invocation: &Invocation) -> Option<String> {
+    let required = tool.parameters.required.iter().map(String::as_str);
+    let missing: Vec<&str> = required.filter(|name| invocation.text(name).is_none()).collect();
+    if !missing.is_empty() {
+        return Some(format!(
+            "Not done yet: {} missing. Ask the caller, then try again.",
+            listed(&missing, "is", "are")
+        ));
+    }
+    let calendar = tool.calendar_parameter()?;
+    let location = invocation.text(calendar)?;
+    if find_calendar(bridge, &location).is_some() {
+        return None;
+    }
+    let locations: Vec<&str> = bridge.agent.calendars.keys().map(String::as_str).collect();
+    Some(format!(
+        "Not done yet: \"{location}\" is not a {calendar} we have. Valid are: {}. Ask the caller \
+         which one.",
+        locations.join(", ")
+    ))
+}
+
 fn ask_n8n_aside(tool: &'static Tool, errand: Errand) {
     let errand = Arc::new(errand);
     let running = errand.call.tools_running.fetch_add(1, Ordering::SeqCst);
@@ -1496,6 +1492,68 @@ fn ask_n8n_aside(tool: &'static Tool, errand: Errand) {
         errand.settle(&ToolResult::Failed(error.to_string()), "refused");
     }
 }
+
+/// Asks n8n, once for each different question. A repeat waits for the first and gets its answer,
+/// because the model does repeat itself, and nobody wants two meetings.
+fn n8n_tool(call: &Call, tool: &Tool, invocation: &Invocation) -> (ToolResult, &'static str) {
+    let ToolAction::N8n { route, calendar } = &tool.action else {
+        return (ToolResult::NoSuchTool, "no such tool");
+    };
+    let mut fields = Map::new();
+    for name in tool.parameters.properties.keys() {
+        let Some(value) = invocation.parameters.get(name) else {
+            continue;
+        };
+        let email =
+            calendar.as_ref().filter(|calendar| *calendar == name).and(invocation.text(name));
+        match email.and_then(|location| find_calendar(call.bridge, &location)) {
+            Some(email) => fields.insert("calendar_id".into(), json!(email)),
+            None => fields.insert(name.clone(), value.clone()),
+        };
+    }
+    let data = Value::Object(fields).to_string();
+    let question = format!("{route} {data}");
+    let fingerprint = hex(digest::digest(&digest::SHA256, question.as_bytes()).as_ref());
+    let answer = {
+        let mut answers = lock(&call.tool_answers);
+        if answers.len() >= TOOL_ANSWERS_MAX && !answers.contains_key(&fingerprint) {
+            return (
+                ToolResult::Failed("too many different requests in one call".into()),
+                "refused",
+            );
+        }
+        Arc::clone(answers.entry(fingerprint.clone()).or_default())
+    };
+    let mut answer = lock(&answer);
+    if let Some(text) = answer.as_ref() {
+        return (ToolResult::Say(text.clone()), "answered from memory");
+    }
+    let key = format!("{}-{route}-{}", call.sid, fingerprint.get(..16).unwrap_or_default());
+    let (sid, number) = (call.sid.as_str(), call.number.as_str());
+    let question = Question { sid, number, route, data: &data, key, ended_by: None };
+    match call.bridge.n8n.tool(&question, tool.within, &call.tap) {
+        Ok(text) => {
+            *answer = Some(text.clone());
+            (ToolResult::Say(text), "done")
+        }
+        Err(failure) => {
+            log!(call, Warn, Act, "{}: {failure}", invocation.tool);
+            if failure.certainly_not_done {
+                return (ToolResult::Say(NOT_DONE.into()), "failed");
+            }
+            *answer = Some(PERHAPS_DONE.into());
+            (ToolResult::Say(PERHAPS_DONE.into()), "uncertain")
+        }
+    }
+}
+
+/// What the agent is told when n8n was certainly not reached.
+const NOT_DONE: &str = "That did not work: the system cannot be reached. Nothing was done. \
+    Apologise, and offer to take a note instead.";
+
+/// What the agent is told when n8n may or may not have done it.
+const PERHAPS_DONE: &str = "It is not certain whether that worked: the system did not answer \
+    clearly. Do not try again. Tell the caller that a colleague will check and confirm.";
 
 impl Errand {
     /// Of a tool that has been at work.
@@ -1555,96 +1613,13 @@ fn tell_result(call: &Call, agent: &AgentLeg, invocation: &Invocation, result: &
     }
 }
 
-/// What the model left out or made up, as an instruction to it. Nothing has been done yet.
-fn missing(bridge: &Bridge, tool: &Tool, invocation: &Invocation) -> Option<String> {
-    let required = tool.parameters.required.iter().map(String::as_str);
-    let missing: Vec<&str> = required.filter(|name| invocation.text(name).is_none()).collect();
-    if !missing.is_empty() {
-        return Some(format!(
-            "Not done yet: {} missing. Ask the caller, then try again.",
-            listed(&missing, "is", "are")
-        ));
-    }
-    let calendar = tool.calendar_parameter()?;
-    let location = invocation.text(calendar)?;
-    if find_calendar(bridge, &location).is_some() {
-        return None;
-    }
-    let locations: Vec<&str> = bridge.agent.calendars.keys().map(String::as_str).collect();
-    Some(format!(
-        "Not done yet: \"{location}\" is not a {calendar} we have. Valid are: {}. Ask the caller \
-         which one.",
-        locations.join(", ")
-    ))
-}
-
-/// What the agent is told when n8n was certainly not reached.
-const NOT_DONE: &str = "That did not work: the system cannot be reached. Nothing was done. \
-    Apologise, and offer to take a note instead.";
-
-/// What the agent is told when n8n may or may not have done it.
-const PERHAPS_DONE: &str = "It is not certain whether that worked: the system did not answer \
-    clearly. Do not try again. Tell the caller that a colleague will check and confirm.";
-
-/// Asks n8n, once for each different question. A repeat waits for the first and gets its answer,
-/// because the model does repeat itself, and nobody wants two meetings.
-fn n8n_tool(call: &Call, tool: &Tool, invocation: &Invocation) -> (ToolResult, &'static str) {
-    let ToolAction::N8n { route, calendar } = &tool.action else {
-        return (ToolResult::NoSuchTool, "no such tool");
-    };
-    let mut fields = Map::new();
-    for name in tool.parameters.properties.keys() {
-        let Some(value) = invocation.parameters.get(name) else {
-            continue;
-        };
-        let email =
-            calendar.as_ref().filter(|calendar| *calendar == name).and(invocation.text(name));
-        match email.and_then(|location| find_calendar(call.bridge, &location)) {
-            Some(email) => fields.insert("calendar_id".into(), json!(email)),
-            None => fields.insert(name.clone(), value.clone()),
-        };
-    }
-    let data = Value::Object(fields).to_string();
-    let question = format!("{route} {data}");
-    let fingerprint = hex(digest::digest(&digest::SHA256, question.as_bytes()).as_ref());
-    let answer = {
-        let mut answers = lock(&call.tool_answers);
-        if answers.len() >= TOOL_ANSWERS_MAX && !answers.contains_key(&fingerprint) {
-            return (
-                ToolResult::Failed("too many different requests in one call".into()),
-                "refused",
-            );
-        }
-        Arc::clone(answers.entry(fingerprint.clone()).or_default())
-    };
-    let mut answer = lock(&answer);
-    if let Some(text) = answer.as_ref() {
-        return (ToolResult::Say(text.clone()), "answered from memory");
-    }
-    let key = format!("{}-{route}-{}", call.sid, fingerprint.get(..16).unwrap_or_default());
-    let (sid, number) = (call.sid.as_str(), call.number.as_str());
-    let question = Question { sid, number, route, data: &data, key, ended_by: None };
-    match call.bridge.n8n.tool(&question, tool.within, &call.tap) {
-        Ok(text) => {
-            *answer = Some(text.clone());
-            (ToolResult::Say(text), "done")
-        }
-        Err(failure) => {
-            log!(call, Warn, Act, "{}: {failure}", invocation.tool);
-            if failure.certainly_not_done {
-                return (ToolResult::Say(NOT_DONE.into()), "failed");
-            }
-            *answer = Some(PERHAPS_DONE.into());
-            (ToolResult::Say(PERHAPS_DONE.into()), "uncertain")
-        }
-    }
-}
-
 // ============================================================================
 // 8. Goodbye: either side ends the call
 // ============================================================================
 //
 // In:       thread U's reason to stop.
+// Wire:     {"event":"mark","streamSid":"MZ…","mark":{"name":"goodbye"}}   to Twilio, and back again
+//           once the caller has heard all before it; then POST /stream-ended: what comes next?
 // Out:      a caller who has heard the last word, and a closed line.
 // Fails:    never for long: the mark has a deadline of its own.
 // Not here: the caller's hang-up. Thread T sees it, and `Call::hang_up` closes the agent's leg.
@@ -1664,6 +1639,38 @@ fn say_goodbye(call: &Call, why: HangUp) {
     lock(&call.state).said_goodbye = true;
     caller.say_goodbye(CloseCode::Normal, "goodbye");
 }
+
+impl Call {
+    /// The one way down. The first reason counts; the agent's socket is closed at once, so that
+    /// nobody is listened to, or billed, after the end.
+    fn hang_up(&self, why: HangUp) {
+        let agent = {
+            let mut state = lock(&self.state);
+            if state.hang_up.is_some() {
+                return;
+            }
+            state.hang_up = Some(why);
+            state.token = None;
+            state.agent.take()
+        };
+        let (ended_by, ms) = (format!("{why:?}"), millis(self.rang.elapsed()));
+        let seconds = ms / 1_000;
+        log!(self, Info, Goodbye, "{ended_by}, {seconds} s after it rang"; ended_by, seconds);
+        let event = json!({"event": "goodbye", "endedBy": ended_by, "ms": ms});
+        self.journal.note(&event);
+        if let Some(agent) = agent {
+            agent.close("the call is over");
+        }
+        self.changed.notify_all();
+    }
+
+    fn is_over(&self) -> bool {
+        lock(&self.state).hang_up.is_some()
+    }
+}
+
+/// Added to the playing time of what the caller has yet to hear. Then the line drops.
+const MARK_GRACE: Duration = Duration::from_secs(2);
 
 /// All of the agent's voice is with Twilio, but not yet with the caller. A mark after it comes back
 /// when it has been played. Closing now would cut the goodbye off.
@@ -1799,7 +1806,9 @@ fn leave_to_machine(call: &Arc<Call>, answered_by: &str) {
 // ============================================================================
 //
 // In:       what was said, gathered as it was said.
-// Out:      the transcript at n8n (route 2), and a journal that says so.
+// Wire:     {"route":"2","number":"+4930123456","data":"Agent: Hello Anna…\nUser: …",
+//            "callSid":"CA9f3c…","endedBy":"CallerLeft"}            to n8n; any 2xx means it has it
+// Out:      the transcript at n8n, and a journal that says so.
 // Fails:    never for good: what n8n does not take stays on disk and is tried again.
 // Not here: the caller's line. Nobody is on it any more.
 
@@ -1839,13 +1848,4 @@ fn after(call: &Call) {
             + if transferred { transfer_max(call.direction) } else { Duration::ZERO },
         since: Instant::now(),
     });
-}
-
-fn note_transcript(call: &Call, heard: &Heard) {
-    let agent = lock(&call.state).agents;
-    // Whoever looks at the call does not wait for the disk.
-    let event = lock(&call.transcript).hear(agent, heard).map(Line::event);
-    if let Some(event) = event {
-        call.journal.note(&event);
-    }
 }

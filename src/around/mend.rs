@@ -1,21 +1,22 @@
 //! A call that goes on after a break.
 
-use std::sync::Arc;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use crate::around::lines::Slot;
 use crate::parties::ultravox::AGENT_WITHIN;
 use crate::parties::ultravox::leg::AgentLeg;
-use crate::records::journal::HangUp;
+use crate::records::journal::{HangUp, Journal};
 use crate::records::past::{Filed, journal_of};
-use crate::records::tap::Exhibit;
+use crate::records::tap::{Exhibit, Tap};
 use crate::records::transcript::LINE_BROKE;
 use crate::toolbox::failure::{Failure, Party};
 use crate::toolbox::log::{Sid, log};
 use crate::toolbox::metrics::{RESUMES, refused};
 use crate::toolbox::threads::lock;
 use crate::{
-    Answer, Bridge, Call, Opening, after_the_agent, cannot_serve, connect_to_agent,
+    Answer, Bridge, Call, IncomingCall, Opening, after_the_agent, cannot_serve, connect_to_agent,
     create_agent_call,
 };
 
@@ -95,4 +96,32 @@ pub(crate) fn resume_agent(call: &Arc<Call>) -> Result<Arc<AgentLeg>, Failure> {
     let ms = began.elapsed().as_millis();
     log!(call, Info, Agent, "a new agent is there after {ms} ms"; ms);
     Ok(agent)
+}
+
+impl Call {
+    /// The same call, from what a process that is gone (or a transfer that failed) has left of it.
+    pub(crate) fn from_journal(bridge: &'static Bridge, path: PathBuf, filed: Filed) -> Call {
+        let incoming = IncomingCall {
+            sid: &filed.sid,
+            number: &filed.number,
+            direction: filed.direction,
+            first_message: String::new(),
+            wire: String::new(),
+        };
+        let mut call = Call::new(bridge, &incoming);
+        call.began = filed.began.unwrap_or(call.began);
+        {
+            let mut state = lock(&call.state);
+            if bridge.agent.stages.contains_key(&filed.stage) {
+                state.stage = filed.stage;
+            }
+            state.agent_id = filed.agent_id;
+            state.agents = filed.agents;
+        }
+        call.rang = Instant::now().checked_sub(filed.age).unwrap_or(call.rang);
+        call.transcript = Mutex::new(filed.transcript);
+        call.journal = Arc::new(Journal::at(path));
+        call.tap = Arc::new(Tap::new(Arc::clone(&call.journal), Arc::clone(&bridge.config)));
+        call
+    }
 }
