@@ -131,13 +131,14 @@ use crate::parties::twilio::messages::FromTwilio;
 use crate::parties::twilio::stream::{self, CallerLeg};
 use crate::parties::twilio::{Form, TWILIO_WEBHOOK, is_final, is_sid, signature_is_valid, twiml};
 use crate::parties::ultravox::body::{self, NewCall, Opening};
-use crate::parties::ultravox::leg::{AgentLeg, FromAgent, Invocation, ToolResult};
+use crate::parties::ultravox::leg::{AgentLeg, FromAgent};
+use crate::parties::ultravox::tool::{Invocation, ToolResult};
 use crate::parties::ultravox::{AGENT_WITHIN, AgentCall, Ultravox};
 use crate::records::journal::{Direction, HangUp, Journal, WIRE_CHARS_MAX, end_event};
 use crate::records::outbox::{Outbox, Parcel, start_outbox, transfer_max};
 use crate::records::tap::{Exhibit, Tap, hidden};
 use crate::records::transcript::{Heard, LINE_BROKE, Line, NOBODY_ANSWERED, Transcript};
-use crate::setup::agent::{Agent, Tool, ToolAction, find_calendar};
+use crate::setup::agent::{Agent, Tool, ToolAction};
 use crate::setup::settings::Config;
 use crate::setup::start_lines::introduce;
 use crate::toolbox::failure::{Failure, Party, Stop, needs_attention};
@@ -149,7 +150,7 @@ use crate::toolbox::metrics::{
 use crate::toolbox::random::{random_bytes, random_hex, random_number};
 use crate::toolbox::socket::SocketEnd;
 use crate::toolbox::sound::{FRAME, FRAME_BYTES, PcmStream, Tone, to_pcm};
-use crate::toolbox::text::{cut, fill, hex, is_e164, listed, shorten, shorten_number};
+use crate::toolbox::text::{cut, fill, hex, is_e164, shorten, shorten_number};
 use crate::toolbox::threads::{lock, spawn, spawn_for_call};
 use crate::toolbox::time::millis;
 
@@ -1352,7 +1353,7 @@ struct Act<'a> {
 }
 
 /// An invocation that is being seen to.
-struct Errand {
+struct ToolRun {
     call: Arc<Call>,
     agent: Arc<AgentLeg>,
     invocation: Invocation,
@@ -1389,14 +1390,14 @@ impl<'a> Act<'a> {
         }
         let bridge = self.call.bridge;
         let stage = lock(&self.call.state).stage.clone();
-        let errand = Errand {
+        let run = ToolRun {
             call: Arc::clone(self.call),
             agent: Arc::clone(self.agent),
             invocation,
             stage,
             began: Instant::now(),
         };
-        let (invocation, stage) = (&errand.invocation, &errand.stage);
+        let (invocation, stage) = (&run.invocation, &run.stage);
         let offered = bridge
             .agent
             .stages
@@ -1404,11 +1405,11 @@ impl<'a> Act<'a> {
             .is_some_and(|stage| stage.tools.contains(&invocation.tool));
         let Some(tool) = bridge.agent.tools.get(&invocation.tool).filter(|_| offered) else {
             log!(self.call, Warn, Act, "{} is not a tool of stage {stage}", invocation.tool);
-            return errand.settle(&ToolResult::NoSuchTool, "no such tool");
+            return run.settle(&ToolResult::NoSuchTool, "no such tool");
         };
-        if let Some(what_is_missing) = missing(bridge, tool, invocation) {
-            log!(self.call, Info, Act, "{}: {what_is_missing}", invocation.tool);
-            return errand.settle(&ToolResult::Say(what_is_missing), "incomplete");
+        if let Some(lack) = invocation.lacks(tool, &bridge.agent) {
+            log!(self.call, Info, Act, "{}: {lack}", invocation.tool);
+            return run.settle(&ToolResult::Say(lack), "incomplete");
         }
         let result = match &tool.action {
             ToolAction::Reply(text) => ToolResult::Say(self.fill(text, invocation)),
@@ -1416,18 +1417,18 @@ impl<'a> Act<'a> {
                 self.enter_stage(stage, &self.fill(message, invocation))
             }
             ToolAction::HangUp(_) => {
-                self.leaving = Some((HangUp::AgentHungUp, errand.began));
+                self.leaving = Some((HangUp::AgentHungUp, run.began));
                 ToolResult::HangUp
             }
             // The agent leaves; step 8 lets Twilio ring the person.
             ToolAction::Transfer(_) => {
-                self.leaving = Some((HangUp::Transferred, errand.began));
+                self.leaving = Some((HangUp::Transferred, run.began));
                 ToolResult::HangUp
             }
-            ToolAction::N8n { .. } => return ask_n8n_aside(tool, errand),
+            ToolAction::N8n { .. } => return ask_n8n_aside(tool, run),
             ToolAction::Ultravox { .. } => ToolResult::NoSuchTool,
         };
-        errand.is_done(&result, "done");
+        run.is_done(&result, "done");
     }
 
     fn fill(&self, text: &str, invocation: &Invocation) -> String {
@@ -1448,35 +1449,12 @@ impl<'a> Act<'a> {
     }
 }
 
-/// What the model left out or made up, as an instruction to it. Nothing has been done yet.
-fn missing(bridge: &Bridge, tool: &Tool, invocation: &Invocation) -> Option<String> {
-    let required = tool.parameters.required.iter().map(String::as_str);
-    let missing: Vec<&str> = required.filter(|name| invocation.text(name).is_none()).collect();
-    if !missing.is_empty() {
-        return Some(format!(
-            "Not done yet: {} missing. Ask the caller, then try again.",
-            listed(&missing, "is", "are")
-        ));
-    }
-    let calendar = tool.calendar_parameter()?;
-    let location = invocation.text(calendar)?;
-    if find_calendar(bridge, &location).is_some() {
-        return None;
-    }
-    let locations: Vec<&str> = bridge.agent.calendars.keys().map(String::as_str).collect();
-    Some(format!(
-        "Not done yet: \"{location}\" is not a {calendar} we have. Valid are: {}. Ask the caller \
-         which one.",
-        locations.join(", ")
-    ))
-}
-
-fn ask_n8n_aside(tool: &'static Tool, errand: Errand) {
-    let errand = Arc::new(errand);
-    let running = errand.call.tools_running.fetch_add(1, Ordering::SeqCst);
-    let aside = Arc::clone(&errand);
+fn ask_n8n_aside(tool: &'static Tool, run: ToolRun) {
+    let run = Arc::new(run);
+    let running = run.call.tools_running.fetch_add(1, Ordering::SeqCst);
+    let aside = Arc::clone(&run);
     let started = if running < TOOLS_AT_ONCE_MAX {
-        spawn(format!("{} tool", shorten(&errand.call.sid)), move || {
+        spawn(format!("{} tool", shorten(&run.call.sid)), move || {
             aside.call.journal.note(&Value::Object(aside.event("tool_begins")));
             let (result, outcome) = n8n_tool(&aside.call, tool, &aside.invocation);
             aside.is_done(&result, outcome);
@@ -1487,31 +1465,19 @@ fn ask_n8n_aside(tool: &'static Tool, errand: Errand) {
         Err(io::Error::other("too many things at once; ask again when these are done"))
     };
     if let Err(error) = started {
-        errand.call.tools_running.fetch_sub(1, Ordering::SeqCst);
-        log!(errand.call, Warn, Act, "{}: {error}", errand.invocation.tool);
-        errand.settle(&ToolResult::Failed(error.to_string()), "refused");
+        run.call.tools_running.fetch_sub(1, Ordering::SeqCst);
+        log!(run.call, Warn, Act, "{}: {error}", run.invocation.tool);
+        run.settle(&ToolResult::Failed(error.to_string()), "refused");
     }
 }
 
 /// Asks n8n, once for each different question. A repeat waits for the first and gets its answer,
 /// because the model does repeat itself, and nobody wants two meetings.
 fn n8n_tool(call: &Call, tool: &Tool, invocation: &Invocation) -> (ToolResult, &'static str) {
-    let ToolAction::N8n { route, calendar } = &tool.action else {
+    let ToolAction::N8n { route, .. } = &tool.action else {
         return (ToolResult::NoSuchTool, "no such tool");
     };
-    let mut fields = Map::new();
-    for name in tool.parameters.properties.keys() {
-        let Some(value) = invocation.parameters.get(name) else {
-            continue;
-        };
-        let email =
-            calendar.as_ref().filter(|calendar| *calendar == name).and(invocation.text(name));
-        match email.and_then(|location| find_calendar(call.bridge, &location)) {
-            Some(email) => fields.insert("calendar_id".into(), json!(email)),
-            None => fields.insert(name.clone(), value.clone()),
-        };
-    }
-    let data = Value::Object(fields).to_string();
+    let data = invocation.n8n_data(tool, &call.bridge.agent);
     let question = format!("{route} {data}");
     let fingerprint = hex(digest::digest(&digest::SHA256, question.as_bytes()).as_ref());
     let answer = {
@@ -1555,7 +1521,7 @@ const NOT_DONE: &str = "That did not work: the system cannot be reached. Nothing
 const PERHAPS_DONE: &str = "It is not certain whether that worked: the system did not answer \
     clearly. Do not try again. Tell the caller that a colleague will check and confirm.";
 
-impl Errand {
+impl ToolRun {
     /// Of a tool that has been at work.
     fn is_done(&self, result: &ToolResult, outcome: &str) {
         TOOL_TIME.of(&[&self.invocation.tool]).observe(self.began.elapsed());
@@ -1586,17 +1552,8 @@ impl Errand {
             ("id".to_owned(), json!(self.invocation.id)),
             ("tool".to_owned(), json!(cut(&self.invocation.tool, TOOL_NAME_CHARS_MAX))),
             ("stage".to_owned(), json!(self.stage)),
-            ("arguments".to_owned(), self.arguments()),
+            ("arguments".to_owned(), self.invocation.arguments()),
         ])
-    }
-
-    /// Only the beginning of arguments without end is written out at all.
-    fn arguments(&self) -> Value {
-        let mut text = [0; WIRE_CHARS_MAX];
-        match serde_json::to_writer(text.as_mut_slice(), &self.invocation.parameters) {
-            Ok(()) => json!(self.invocation.parameters),
-            Err(_) => json!(format!("{}…", String::from_utf8_lossy(&text))),
-        }
     }
 }
 

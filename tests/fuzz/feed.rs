@@ -19,6 +19,7 @@ use tempfile::tempdir;
 use tungstenite::handshake::machine::TryParse as _;
 use tungstenite::handshake::server as ws_server;
 
+use crate::demo;
 use crate::door::head::{
     ANNOUNCED_BYTES_MAX, HEAD_BYTES_MAX, announced_body, read_head, wants_media_stream,
 };
@@ -27,21 +28,22 @@ use crate::parties::twilio::messages::FromTwilio;
 use crate::parties::twilio::twiml::{response, xml_escape};
 use crate::parties::twilio::{Form, is_sid, signature_is_valid, url_with_and_without_port};
 use crate::parties::ultravox::body::selected_tools;
-use crate::parties::ultravox::leg::{FromAgent, INVOCATION_ID_BYTES_MAX};
+use crate::parties::ultravox::leg::FromAgent;
+use crate::parties::ultravox::tool::INVOCATION_ID_BYTES_MAX;
 use crate::parties::ultravox::{read_agent_call, refusal};
 use crate::records::journal::Journal;
 use crate::records::outbox::left_behind;
 use crate::records::past::{Filed, sid_of};
 use crate::records::transcript::{TRANSCRIPT_BYTES_MAX, Transcript};
 use crate::setup::agent::{Agent, TOOL_WITHIN_MAX, ToolAction};
-use crate::testing::{bridge, check_diagram, check_workflow, file_in, sockets};
+use crate::setup::settings::Config;
+use crate::testing::{check_diagram, check_workflow, file_in, full_agent, full_settings, sockets};
 use crate::toolbox::failure::{Failure, Secret};
 use crate::toolbox::log::{LOG_CHARS_MAX, presentable};
 use crate::toolbox::socket::READ_BYTES;
 use crate::toolbox::sound::{mulaw_to_pcm, pcm_to_mulaw};
 use crate::toolbox::text::{fill, find, is_e164, placeholders, shorten_number};
 use crate::workflow::workflow_for;
-use crate::{Bridge, demo, missing};
 
 /// Feeds this to one of the bridge's doors. What must hold is asserted here.
 pub(crate) fn feed(target: &str, data: &[u8]) {
@@ -231,7 +233,7 @@ fn feed_sound(payload: &str) {
 /// What the agent says on one line of its own, message after message: invocations are looked at,
 /// transcripts are kept, and written to a journal as they come.
 fn feed_ultravox(text: &str) {
-    static BRIDGE: LazyLock<Bridge> = LazyLock::new(bridge);
+    static AGENT: LazyLock<Agent> = LazyLock::new(full_agent);
     let (mut transcript, mut filed) = (Transcript::default(), Filed::default());
     for line in text.lines() {
         let Ok(message) = FromAgent::parse(line) else {
@@ -245,8 +247,8 @@ fn feed_ultravox(text: &str) {
             }
             FromAgent::Invocation(invocation) => {
                 assert!(invocation.id.len() <= INVOCATION_ID_BYTES_MAX);
-                for tool in BRIDGE.agent.tools.values() {
-                    let told = missing(&BRIDGE, tool, &invocation);
+                for tool in AGENT.tools.values() {
+                    let told = invocation.lacks(tool, &AGENT);
                     assert!(told.is_none_or(|told| told.starts_with("Not done yet: ")));
                 }
             }
@@ -334,7 +336,7 @@ fn check_failure(failure: &Failure) {
 
 /// An `agent.json`. What is accepted can be offered to Ultravox.
 fn feed_agent(text: &str) {
-    static BRIDGE: LazyLock<Mutex<Bridge>> = LazyLock::new(|| Mutex::new(bridge()));
+    static CONFIG: LazyLock<Config> = LazyLock::new(full_settings);
     let agent = Agent::from_files(&|name| match name {
         "agent.json" => Ok(text.to_owned()),
         "empty.md" => Ok(String::new()),
@@ -346,18 +348,16 @@ fn feed_agent(text: &str) {
         Err(mistakes) => return assert!(!mistakes.is_empty()),
     };
     assert!(agent.stages.contains_key(&agent.first_stage));
-    let mut bridge = BRIDGE.lock().unwrap_or_else(PoisonError::into_inner);
-    bridge.agent = agent;
-    for stage in bridge.agent.stages.values() {
-        assert!(stage.tools.iter().all(|tool| bridge.agent.tools.contains_key(tool)));
-        let offered = json!(selected_tools(&bridge.config, &bridge.agent, stage));
+    for stage in agent.stages.values() {
+        assert!(stage.tools.iter().all(|tool| agent.tools.contains_key(tool)));
+        let offered = json!(selected_tools(&CONFIG, &agent, stage));
         assert_eq!(demo::tools_objection(&offered), None, "{offered}");
     }
-    check_workflow(&workflow_for(&bridge.agent).unwrap());
-    check_diagram(&bridge.agent);
-    for tool in bridge.agent.tools.values() {
+    check_workflow(&workflow_for(&agent).unwrap());
+    check_diagram(&agent);
+    for tool in agent.tools.values() {
         if let ToolAction::EnterStage { stage, .. } = &tool.action {
-            assert!(bridge.agent.stages.contains_key(stage), "it leads nowhere");
+            assert!(agent.stages.contains_key(stage), "it leads nowhere");
         }
         assert!(!tool.within.is_zero() && tool.within <= TOOL_WITHIN_MAX);
     }
