@@ -400,6 +400,12 @@ fn what_is_wrong_at_ultravox() -> Outcome {
 
     let free = |left: &str| {
         let mut account = account();
+    let empty = json!({"name": "Handbook", "stats": {"numDocs": 0}});
+    ultravox.set_answer(&format!("/api/corpora/{corpus}"), Reply::json(200, &empty));
+    let report = house.look(&[("ULTRAVOX_CORPUS_ID", corpus)])?;
+    assert_eq!(report.status, Some(0), "{}", report.text);
+    report.names("warning", "Ultravox", "corpus", "Handbook is empty", "add a source to it");
+
         account["hasActiveSubscription"] = json!(false);
         account["freeTimeRemaining"] = json!(left);
         ultravox.set_answer("/api/accounts/me", Reply::json(200, &account));
@@ -517,6 +523,18 @@ fn what_is_wrong_at_n8n() -> Outcome {
 fn the_way_from_outside_ends_before_it_is_here() -> Outcome {
     let house = House::new()?;
     let before = house.look(&[])?;
+    // 2,000 characters are the most, whatever they take in bytes.
+    let of_length = |length| {
+        house
+            .world
+            .n8n
+            .set_reply("1", Reply::json(200, &json!({"firstMessage": "ä".repeat(length)})));
+        house.look(&[])
+    };
+    of_length(2_000)?.names("ok", "n8n", "webhook", "greets with", "");
+    let report = of_length(2_001)?;
+    assert_eq!(report.status, Some(0), "{}", report.text);
+    report.names("warning", "n8n", "webhook", "2001 characters", "make firstMessage shorter");
     let html = |status, body: &str| Reply::text(status, Some("text/html"), body);
     let offline = html(404, "The endpoint is offline.<br>ERR_NGROK_3200");
     let no_upstream = html(502, "<p>ERR_NGROK_8012</p>");
@@ -798,9 +816,7 @@ fn what_is_wrong_at_twilio() -> Outcome {
     set("capabilities", json!({"voice": false}), "has no voice", "buy a number with voice")?;
 
     twilio.set_number("status_callback", json!(""));
-    let report = house.look(&[])?;
-    assert_eq!(report.status, Some(0), "{}", report.text);
-    report.names("warning", "Twilio", "status callback", "no status callback", "/call-status");
+    looks_at_status("no status callback")?;
     Ok(())
 }
 
@@ -860,6 +876,19 @@ fn whose_account_and_whose_number() -> Outcome {
 
 #[test]
 fn fix_sets_the_number_and_reads_it_back() -> Outcome {
+    let looks_at_status = |what: &str| -> Outcome {
+        let report = house.look(&[])?;
+        assert_eq!(report.status, Some(0), "{}", report.text);
+        let cure = format!("it should be {}/call-status, HTTP POST: callb", house.front.url);
+        report.names("warning", "Twilio", "status callback", what, &cure);
+        Ok(())
+    };
+    twilio.set_number("status_callback_method", json!("GET"));
+    looks_at_status("/call-status (GET)")?;
+    twilio.set_number("status_callback_method", json!("POST"));
+    assert!(house.look(&[])?.about("Twilio", "status callback").is_none());
+    twilio.set_number("status_callback", json!("https://old.example/call-status"));
+    looks_at_status("is https://old.example/call-status (POST)")?;
     let house = House::new()?;
     let twilio = &house.world.twilio;
     let mess = || {
