@@ -272,6 +272,16 @@ fn mistakes_in_settings_are_all_named_and_the_rest_is_looked_at() -> Outcome {
     report.names("ok", "PUBLIC_URL", "health", "https://localhost", "");
 
     for scheme in ["http", "https"] {
+    // One of our own paths behind the address: the proxy is not to blame.
+    for path in ["/incoming-call", "/incoming-call/", "/media-stream", "/health"] {
+        let report = house.look(&[("PUBLIC_URL", &format!("{}{path}", house.front.url))])?;
+        let meant =
+            format!("it must be {}, without {}", house.front.url, path.trim_end_matches('/'));
+        report.blames("settings", "PUBLIC_URL", path.trim_end_matches('/'), &meant);
+        report.names("ok", "PUBLIC_URL", "health", "leads to this callbridge", "");
+        report.leaves_the_others_alone(&before, &["settings"]);
+    }
+
         let login = format!("{scheme}://me:x,{PASSWORD}@pbx.example");
         let report = house.look(&[("PUBLIC_URL", &login)])?;
         report.blames("settings", "PUBLIC_URL", "is malformed", "must not have a user name");
@@ -282,6 +292,13 @@ fn mistakes_in_settings_are_all_named_and_the_rest_is_looked_at() -> Outcome {
     report.blames("n8n", "webhook", "its name does not resolve", "");
 
     let report = house.look(&[("ULTRAVOX_API_KEY", "")])?;
+    let report = house.look(&[("MAX_CALL_SECONDS", "3600")])?;
+    assert!(report.about("settings", "MAX_CALL_SECONDS").is_none(), "{}", report.text);
+    let report = house.look(&[("MAX_CALL_SECONDS", "3601")])?;
+    assert_eq!(report.status, Some(0), "{}", report.text);
+    let (what, cure) = ("MAX_CALL_SECONDS is 3601", "set MAX_CALL_SECONDS=3600 or less");
+    report.names("warning", "settings", "MAX_CALL_SECONDS", what, cure);
+
     report.blames("settings", "ULTRAVOX_API_KEY", "is missing", "app.ultravox.ai");
     report.names("skipped", "Ultravox", "account", "not asked", "fix the settings");
     report.leaves_the_others_alone(&before, &["settings", "Ultravox"]);
