@@ -685,6 +685,36 @@ fn the_audio_socket_is_in_the_way() -> Outcome {
     }
     house.front.set(Manner::Pass(behind));
     // The server was started with another Auth Token than the one that stands in `.env` now.
+/// The pretend Twilio is on this machine and reaches what is here. The real one does not.
+#[test]
+fn twilio_can_neither_reach_nor_trust_the_address() -> Outcome {
+    let house = House::new()?;
+    let look = |public_url: &str, number: Option<&str>| {
+        // Anywhere but here, and nobody's.
+        let elsewhere = [
+            ("TWILIO_API_URL", Some("http://twilio.invalid")),
+            ("TWILIO_PHONE_NUMBER", number),
+            ("PUBLIC_URL", Some(public_url)),
+        ];
+        house.look_with(&["check", "--json"], &elsewhere)
+    };
+    let cure = "use a tunnel or a public name";
+    let report = look(&house.front.url, Some(OUR_NUMBER))?;
+    report.names("wrong", "PUBLIC_URL", "address", "localhost is known in this house only", cure);
+    report.names("wrong", "PUBLIC_URL", "certificate", "not by Twilio", "a public certificate");
+    // Nobody rings: it may be for the browser alone.
+    let report = look(&house.front.url, None)?;
+    report.names("warning", "PUBLIC_URL", "address", "localhost is known in this house only", cure);
+    report.names("warning", "PUBLIC_URL", "certificate", "not by Twilio", "");
+    // Also where nobody answers there.
+    let report = look(&format!("https://127.0.0.1:{}", closed_port()), Some(OUR_NUMBER))?;
+    report.names("wrong", "PUBLIC_URL", "address", "127.0.0.1 is known in this house only", cure);
+    // A public name may mean something else outside.
+    let report = look("https://nobody.invalid", Some(OUR_NUMBER))?;
+    assert!(report.about("PUBLIC_URL", "address").is_none(), "{}", report.text);
+    Ok(())
+}
+
     let token = "a-new-auth-token-that-the-server-has-not-read";
     let report = house.look_with(
         &["check", "--json"],

@@ -7,7 +7,8 @@
 //!   ultravox    key, minutes, calls at once; then model, voices, corpus
 //!   n8n         the question of step 2, exactly as a call would ask it
 //!   port        the server on this machine, or this process in its place
-//!   public_url  /health from outside: is it the same process? Then the audio socket
+//!   public_url  /health from outside: is it the same process? Then the audio socket, and whether
+//!               Twilio could reach and trust the address
 //!   twilio      account; then the number, and where its calls go; fix sets them
 //! ```
 //!
@@ -31,6 +32,7 @@ mod n8n;
 mod ngrok;
 mod port;
 mod public_url;
+mod reach;
 mod report;
 mod setup;
 mod tunnel;
