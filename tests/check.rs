@@ -428,7 +428,22 @@ fn what_is_wrong_at_ultravox() -> Outcome {
         ultravox.set_answer("/api/accounts/me", Reply::json(200, &account));
     };
     free("0s");
-    house.look(&[])?.blames("Ultravox", "minutes", "no free minutes are left", "add billing");
+    // It may pay as it goes. Nobody says so here.
+    let report = house.look(&[])?;
+    assert_eq!(report.status, Some(0), "{}", report.text);
+    let cure = "add a payment method at app.ultravox.ai";
+    report.names("warning", "Ultravox", "minutes", "no free minutes are left", cure);
+    let billing = |body: &Value| {
+        ultravox.set_answer("/api/accounts/me/billing", Reply::json(200, body));
+        house.look(&[])
+    };
+    let report = billing(&json!({"paymentMethod": null}))?;
+    report.names("warning", "Ultravox", "minutes", "no free minutes are left", cure);
+    let report = billing(&json!({"paymentMethod": {"type": "card"}}))?;
+    report.names("ok", "Ultravox", "minutes", "pays as it goes", "");
+    ultravox.set_answer("/api/accounts/me/billing", Reply::json(404, &json!({})));
+    free("60.5s");
+    house.look(&[])?.names("warning", "Ultravox", "minutes", "1 free minute is left", "");
     free("600.5s");
     let report = house.look(&[])?;
     report.names("warning", "Ultravox", "minutes", "10 free minutes", "MAX_CALL_SECONDS=600");
