@@ -5,6 +5,7 @@
 #[path = "../src/demo.rs"]
 mod demo;
 
+use std::env;
 use std::error::Error;
 use std::fs;
 use std::io::{self, Read as _, Write as _};
@@ -271,7 +272,6 @@ fn mistakes_in_settings_are_all_named_and_the_rest_is_looked_at() -> Outcome {
     // And it is said whether https would do.
     report.names("ok", "PUBLIC_URL", "health", "https://localhost", "");
 
-    for scheme in ["http", "https"] {
     // One of our own paths behind the address: the proxy is not to blame.
     for path in ["/incoming-call", "/incoming-call/", "/media-stream", "/health"] {
         let report = house.look(&[("PUBLIC_URL", &format!("{}{path}", house.front.url))])?;
@@ -282,6 +282,7 @@ fn mistakes_in_settings_are_all_named_and_the_rest_is_looked_at() -> Outcome {
         report.leaves_the_others_alone(&before, &["settings"]);
     }
 
+    for scheme in ["http", "https"] {
         let login = format!("{scheme}://me:x,{PASSWORD}@pbx.example");
         let report = house.look(&[("PUBLIC_URL", &login)])?;
         report.blames("settings", "PUBLIC_URL", "is malformed", "must not have a user name");
@@ -291,7 +292,6 @@ fn mistakes_in_settings_are_all_named_and_the_rest_is_looked_at() -> Outcome {
         house.look(&[("N8N_WEBHOOK_URL", &format!("https://me:{PASSWORD}@n8n.invalid/"))])?;
     report.blames("n8n", "webhook", "its name does not resolve", "");
 
-    let report = house.look(&[("ULTRAVOX_API_KEY", "")])?;
     let report = house.look(&[("MAX_CALL_SECONDS", "3600")])?;
     assert!(report.about("settings", "MAX_CALL_SECONDS").is_none(), "{}", report.text);
     let report = house.look(&[("MAX_CALL_SECONDS", "3601")])?;
@@ -299,6 +299,7 @@ fn mistakes_in_settings_are_all_named_and_the_rest_is_looked_at() -> Outcome {
     let (what, cure) = ("MAX_CALL_SECONDS is 3601", "set MAX_CALL_SECONDS=3600 or less");
     report.names("warning", "settings", "MAX_CALL_SECONDS", what, cure);
 
+    let report = house.look(&[("ULTRAVOX_API_KEY", "")])?;
     report.blames("settings", "ULTRAVOX_API_KEY", "is missing", "app.ultravox.ai");
     report.names("skipped", "Ultravox", "account", "not asked", "fix the settings");
     report.leaves_the_others_alone(&before, &["settings", "Ultravox"]);
@@ -399,6 +400,12 @@ fn what_is_wrong_at_ultravox() -> Outcome {
     let report = house.look(&[("ULTRAVOX_CORPUS_ID", "../accounts/me")])?;
     report.blames("Ultravox", "corpus", "no corpus", "set ULTRAVOX_CORPUS_ID");
 
+    let empty = json!({"name": "Handbook", "stats": {"numDocs": 0}});
+    ultravox.set_answer(&format!("/api/corpora/{corpus}"), Reply::json(200, &empty));
+    let report = house.look(&[("ULTRAVOX_CORPUS_ID", corpus)])?;
+    assert_eq!(report.status, Some(0), "{}", report.text);
+    report.names("warning", "Ultravox", "corpus", "Handbook is empty", "add a source to it");
+
     let report = house.look(&[("MAX_CALLS", "500")])?;
     assert_eq!(report.status, Some(0), "{}", report.text);
     report.names(
@@ -417,18 +424,12 @@ fn what_is_wrong_at_ultravox() -> Outcome {
 
     let free = |left: &str| {
         let mut account = account();
-    let empty = json!({"name": "Handbook", "stats": {"numDocs": 0}});
-    ultravox.set_answer(&format!("/api/corpora/{corpus}"), Reply::json(200, &empty));
-    let report = house.look(&[("ULTRAVOX_CORPUS_ID", corpus)])?;
-    assert_eq!(report.status, Some(0), "{}", report.text);
-    report.names("warning", "Ultravox", "corpus", "Handbook is empty", "add a source to it");
-
         account["hasActiveSubscription"] = json!(false);
         account["freeTimeRemaining"] = json!(left);
         ultravox.set_answer("/api/accounts/me", Reply::json(200, &account));
     };
-    free("0s");
     // It may pay as it goes. Nobody says so here.
+    free("0s");
     let report = house.look(&[])?;
     assert_eq!(report.status, Some(0), "{}", report.text);
     let cure = "add a payment method at app.ultravox.ai";
@@ -522,6 +523,18 @@ fn what_is_wrong_at_n8n() -> Outcome {
     house.look(&[])?.names("ok", "n8n", "webhook", "greets with \"Hello, ***.", "");
     house.world.n8n.set_reply("1", Reply::json(200, &json!({"firstMessage": null})));
     house.look(&[])?.names("ok", "n8n", "webhook", "leaves the greeting to the agent", "");
+    // 2,000 characters are the most, whatever they take in bytes.
+    let of_length = |length| {
+        house
+            .world
+            .n8n
+            .set_reply("1", Reply::json(200, &json!({"firstMessage": "ä".repeat(length)})));
+        house.look(&[])
+    };
+    of_length(2_000)?.names("ok", "n8n", "webhook", "greets with", "");
+    let report = of_length(2_001)?;
+    assert_eq!(report.status, Some(0), "{}", report.text);
+    report.names("warning", "n8n", "webhook", "2001 characters", "make firstMessage shorter");
     let late =
         Reply::json(200, &json!({"firstMessage": "Hello."})).after(Duration::from_millis(2_100));
     house.world.n8n.set_reply("1", late);
@@ -555,18 +568,6 @@ fn what_is_wrong_at_n8n() -> Outcome {
 fn the_way_from_outside_ends_before_it_is_here() -> Outcome {
     let house = House::new()?;
     let before = house.look(&[])?;
-    // 2,000 characters are the most, whatever they take in bytes.
-    let of_length = |length| {
-        house
-            .world
-            .n8n
-            .set_reply("1", Reply::json(200, &json!({"firstMessage": "ä".repeat(length)})));
-        house.look(&[])
-    };
-    of_length(2_000)?.names("ok", "n8n", "webhook", "greets with", "");
-    let report = of_length(2_001)?;
-    assert_eq!(report.status, Some(0), "{}", report.text);
-    report.names("warning", "n8n", "webhook", "2001 characters", "make firstMessage shorter");
     let html = |status, body: &str| Reply::text(status, Some("text/html"), body);
     let offline = html(404, "The endpoint is offline.<br>ERR_NGROK_3200");
     let no_upstream = html(502, "<p>ERR_NGROK_8012</p>");
@@ -684,22 +685,6 @@ fn no_connection_from_outside() -> Outcome {
     Ok(())
 }
 
-#[test]
-fn the_audio_socket_is_in_the_way() -> Outcome {
-    let house = House::new()?;
-    let before = house.look(&[])?;
-    let behind = house.world.bridge.address();
-    for status in [400, 426, 200, 404, 501] {
-        let refusal = Reply::text(status, None, "no upgrades here");
-        house.front.set(Manner::PassNoUpgrade(behind, refusal));
-        let report = house.look(&[])?;
-        let cure = "turn on WebSocket upgrades";
-        report.blames("PUBLIC_URL", "websocket", &status.to_string(), cure);
-        report.names("ok", "PUBLIC_URL", "health", "leads to this callbridge", "");
-        report.leaves_the_others_alone(&before, &["PUBLIC_URL"]);
-    }
-    house.front.set(Manner::Pass(behind));
-    // The server was started with another Auth Token than the one that stands in `.env` now.
 /// The pretend Twilio is on this machine and reaches what is here. The real one does not.
 #[test]
 fn twilio_can_neither_reach_nor_trust_the_address() -> Outcome {
@@ -730,6 +715,22 @@ fn twilio_can_neither_reach_nor_trust_the_address() -> Outcome {
     Ok(())
 }
 
+#[test]
+fn the_audio_socket_is_in_the_way() -> Outcome {
+    let house = House::new()?;
+    let before = house.look(&[])?;
+    let behind = house.world.bridge.address();
+    for status in [400, 426, 200, 404, 501] {
+        let refusal = Reply::text(status, None, "no upgrades here");
+        house.front.set(Manner::PassNoUpgrade(behind, refusal));
+        let report = house.look(&[])?;
+        let cure = "turn on WebSocket upgrades";
+        report.blames("PUBLIC_URL", "websocket", &status.to_string(), cure);
+        report.names("ok", "PUBLIC_URL", "health", "leads to this callbridge", "");
+        report.leaves_the_others_alone(&before, &["PUBLIC_URL"]);
+    }
+    house.front.set(Manner::Pass(behind));
+    // The server was started with another Auth Token than the one that stands in `.env` now.
     let token = "a-new-auth-token-that-the-server-has-not-read";
     let report = house.look_with(
         &["check", "--json"],
@@ -877,6 +878,19 @@ fn what_is_wrong_at_twilio() -> Outcome {
     set("trunk_sid", json!("TK123"), "a SIP trunk (TK123)", "Configure with")?;
     set("capabilities", json!({"voice": false}), "has no voice", "buy a number with voice")?;
 
+    let looks_at_status = |what: &str| -> Outcome {
+        let report = house.look(&[])?;
+        assert_eq!(report.status, Some(0), "{}", report.text);
+        let cure = format!("it should be {}/call-status, HTTP POST: callb", house.front.url);
+        report.names("warning", "Twilio", "status callback", what, &cure);
+        Ok(())
+    };
+    twilio.set_number("status_callback_method", json!("GET"));
+    looks_at_status("/call-status (GET)")?;
+    twilio.set_number("status_callback_method", json!("POST"));
+    assert!(house.look(&[])?.about("Twilio", "status callback").is_none());
+    twilio.set_number("status_callback", json!("https://old.example/call-status"));
+    looks_at_status("is https://old.example/call-status (POST)")?;
     twilio.set_number("status_callback", json!(""));
     looks_at_status("no status callback")?;
     Ok(())
@@ -906,6 +920,8 @@ fn whose_account_and_whose_number() -> Outcome {
     let report = without("TWILIO_ACCOUNT_SID")?;
     assert_eq!(report.status, Some(0), "{}", report.text);
     report.names("skipped", "Twilio", "number", "that takes TWILIO_ACCOUNT_SID", "/incoming-call");
+    report.names("skipped", "Twilio", "number", "", "\"Call status changes\" to");
+    report.names("skipped", "Twilio", "number", "", "/call-status");
     let report = without("TWILIO_AUTH_TOKEN")?;
     assert_eq!(report.status, Some(0), "{}", report.text);
     report.names("warning", "Twilio", "token", "anyone can start calls", "Auth Token");
@@ -920,8 +936,6 @@ fn whose_account_and_whose_number() -> Outcome {
     let report = house.look(&[])?;
     report.blames("Twilio", "token", "not the primary Auth Token", "copy the primary");
     assert!(!report.text.contains("the-primary-one-which-is-another"), "{}", report.text);
-    report.names("skipped", "Twilio", "number", "", "\"Call status changes\" to");
-    report.names("skipped", "Twilio", "number", "", "/call-status");
     twilio.set_account("auth_token", Value::Null);
 
     let refusal = json!({"status": 403, "code": 20008, "message": "Test Account Credentials"});
@@ -940,19 +954,6 @@ fn whose_account_and_whose_number() -> Outcome {
 
 #[test]
 fn fix_sets_the_number_and_reads_it_back() -> Outcome {
-    let looks_at_status = |what: &str| -> Outcome {
-        let report = house.look(&[])?;
-        assert_eq!(report.status, Some(0), "{}", report.text);
-        let cure = format!("it should be {}/call-status, HTTP POST: callb", house.front.url);
-        report.names("warning", "Twilio", "status callback", what, &cure);
-        Ok(())
-    };
-    twilio.set_number("status_callback_method", json!("GET"));
-    looks_at_status("/call-status (GET)")?;
-    twilio.set_number("status_callback_method", json!("POST"));
-    assert!(house.look(&[])?.about("Twilio", "status callback").is_none());
-    twilio.set_number("status_callback", json!("https://old.example/call-status"));
-    looks_at_status("is https://old.example/call-status (POST)")?;
     let house = House::new()?;
     let twilio = &house.world.twilio;
     let mess = || {
@@ -1022,11 +1023,23 @@ fn fix_does_nothing_that_would_not_help() -> Outcome {
     Ok(())
 }
 
+/// `script` (util-linux) pretends to be a terminal. In CI, which sets one of these two, its absence
+/// is a failure.
+fn has_script() -> Result<bool, Box<dyn Error + Send + Sync>> {
+    let is_here = Command::new("script").arg("--version").output().is_ok();
+    if !is_here && (env::var_os("CI").is_some() || env::var_os("BROWSER_TESTS").is_some()) {
+        return Err("there is no program `script` here: install util-linux (bsdutils)".into());
+    }
+    if !is_here {
+        writeln!(io::stderr(), "not tried: there is no program `script` here")?;
+    }
+    Ok(is_here)
+}
+
 /// The question is asked at a terminal, which `script` pretends to be.
 #[test]
 fn fix_asks_at_a_terminal() -> Outcome {
-    if Command::new("script").arg("--version").output().is_err() {
-        writeln!(io::stderr(), "not tried: there is no program `script` here")?;
+    if !has_script()? {
         return Ok(());
     }
     let house = House::new()?;
@@ -1176,5 +1189,38 @@ fn it_ends_within_ten_seconds_when_everybody_hangs() -> Outcome {
     ] {
         report.names("wrong", party, check, "no answer", "");
     }
+    Ok(())
+}
+
+/// A party that hangs: whoever looks on sees who it is, and that something goes on.
+#[test]
+fn a_terminal_shows_who_is_waited_for() -> Outcome {
+    if !has_script()? {
+        return Ok(());
+    }
+    let house = House::new()?;
+    let look_on = || -> Result<String, Box<dyn Error + Send + Sync>> {
+        let output = house
+            .world
+            .bridge
+            .command_in("script", &["-qec", &format!("{PROGRAM} check"), "/dev/null"])
+            .env("PORT", &house.port)
+            .stdin(Stdio::null())
+            .output()?;
+        Ok(String::from_utf8(output.stdout)?)
+    };
+    let text = look_on()?;
+    assert!(!text.contains("waiting for"), "nobody hangs: {text:?}");
+    house.world.n8n.set_reply("1", Reply::Hang);
+    let text = look_on()?;
+    assert!(text.contains("\r  waiting for n8n: 2 s of at most 9 s"), "{text:?}");
+    assert!(text.contains("\r  waiting for n8n: 3 s of at most 9 s"), "{text:?}");
+    // It is gone before the report begins.
+    let (before, report) = text.split_once("  \x1b[32mok").ok_or("no report")?;
+    assert!(before.ends_with(" \r"), "{before:?}");
+    assert!(!report.contains("waiting for"), "{report:?}");
+    // No terminal, no progress.
+    let report = house.look_with(&["check"], &[])?;
+    assert!(!report.errors.contains("waiting for"), "{}", report.errors);
     Ok(())
 }

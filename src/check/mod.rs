@@ -24,6 +24,7 @@ use crate::{Level as LogLevel, LogFormat, Stop, log_as, say, spawn};
 
 use report::{Finding, Printer, Topic};
 use setup::Setup;
+use waiting::Waiting;
 
 mod audio_socket;
 mod fix;
@@ -38,6 +39,7 @@ mod setup;
 mod tunnel;
 mod twilio;
 mod ultravox;
+mod waiting;
 
 pub(crate) use ngrok::{NGROK, ngrok_address};
 
@@ -149,12 +151,15 @@ fn ask_everybody(setup: &'static Setup, deadline: Instant) -> Vec<Finding> {
         }
     }
     drop(told);
+    let waiting = Waiting::for_parties(CHECKS.map(|(party, _)| party).to_vec(), CHECK_WITHIN);
     let mut found: HashMap<&str, Vec<Finding>> = HashMap::new();
     while let Ok((party, findings)) =
         hear.recv_timeout(deadline.saturating_duration_since(Instant::now()))
     {
+        waiting.answered(party);
         found.insert(party, findings);
     }
+    drop(waiting);
     let unanswered = |party| {
         let what = format!("no answer within {} s", CHECK_WITHIN.as_secs());
         vec![Topic::new(party, "all").wrong(what, "check this machine's network and DNS")]
