@@ -39,11 +39,11 @@ use super::{
     TRANSCRIPT_BYTES_MAX, TWILIO_MESSAGE_BYTES_MAX, ToolAction, Transcript, announced_body,
     await_news, cut, delivered_at, diagram, fill, find, hashes, hex, hidden, host_only, is_e164,
     is_sid, journals, left_behind, listed, media_for_the_eye, missing, mulaw_to_pcm, n8n_refusal,
-    needs_attention, note_transcript, pcm_to_mulaw, placeholders, playing_time, presentable,
-    random_hex, random_number, read_agent_call, read_greeting, read_head, selected_tools, shorten,
-    shorten_number, shown_token, sid_of, signature_is_valid, tidy_journals, trusted_roots, twiml,
-    twiml_connect_stream, ultravox_refusal, understand_reply, unreachable_party,
-    url_with_and_without_port, wants_media_stream, xml_escape,
+    needs_attention, note_transcript, pass_answer, pcm_to_mulaw, placeholders, playing_time,
+    presentable, random_hex, random_number, read_agent_call, read_greeting, read_head,
+    selected_tools, shorten, shorten_number, shown_token, sid_of, signature_is_valid,
+    tidy_journals, trusted_roots, twiml, twiml_connect_stream, ultravox_refusal, understand_reply,
+    unreachable_party, url_with_and_without_port, wants_media_stream, xml_escape,
 };
 
 /// Ends a test that would hang. Never reached while all is well.
@@ -709,6 +709,45 @@ fn what_is_not_a_request_is_refused_at_the_door() {
         let refusal = read_head(&near).unwrap_err();
         let begin = String::from_utf8_lossy(&bytes[..bytes.len().min(30)]).into_owned();
         assert_eq!(format!("{refusal:?}"), wanted, "{begin:?}");
+    }
+}
+
+/// Whatever the pieces in which it comes, and whatever comes before it.
+#[test]
+fn the_answer_says_once_that_the_line_is_closed_after_it() {
+    let go_ahead = "HTTP/1.1 100 Continue\r\nContent-Length: 0\r\n\r\n";
+    let body = "HTTP/1.1 200 OK\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n".repeat(200);
+    for interim in [String::new(), go_ahead.to_owned(), go_ahead.repeat(3)] {
+        for status in ["HTTP/1.1 200 OK\r\n", "HTTP/1.0 404 Not Found\r\n"] {
+            let rest = format!("Content-Length: {}\r\n\r\n{body}", body.len());
+            let answer = format!("{interim}{status}{rest}");
+            for pieces in [1, 7, 1_000, answer.len()] {
+                let ((from, http), (to, mut peer)) = (sockets(), sockets());
+                let sending = answer.clone();
+                let sender = thread::spawn(move || {
+                    for piece in sending.as_bytes().chunks(pieces) {
+                        (&http).write_all(piece).unwrap();
+                    }
+                });
+                let passing = thread::spawn(move || pass_answer(&from, &to));
+                let mut passed = String::new();
+                peer.read_to_string(&mut passed).unwrap();
+                sender.join().unwrap();
+                passing.join().unwrap().unwrap();
+                let wanted = format!("{interim}{status}Connection: close\r\n{rest}");
+                assert!(passed == wanted, "in pieces of {pieces}: {passed:.200}");
+            }
+        }
+    }
+    // What is no answer does not become one, and does not fill the memory.
+    let endless = "x".repeat(2 * HEAD_BYTES_MAX);
+    for broken in ["", "HTTP/1.1 200 OK", go_ahead, &go_ahead.repeat(1_000), &endless] {
+        let ((from, http), (to, peer)) = (sockets(), sockets());
+        let sending = broken.to_owned();
+        let sender = thread::spawn(move || (&http).write_all(sending.as_bytes()));
+        assert!(pass_answer(&from, &to).is_err(), "{broken:.60}");
+        drop((from, to, peer));
+        sender.join().unwrap().ok();
     }
 }
 
