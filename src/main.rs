@@ -4651,6 +4651,8 @@ fn await_end(bridge: &'static Bridge, mut signals: Signals) -> io::Result<()> {
     if await_news(&next_news, TIDY_EVERY, tidy).is_none() {
         return Ok(());
     }
+    // Before it is said: whoever reads the line may rely on it.
+    bridge.draining.store(true, Ordering::SeqCst);
     let calls = bridge.calls.all().len();
     let drain = bridge.config.drain;
     let seconds = drain.as_secs();
@@ -4659,7 +4661,6 @@ fn await_end(bridge: &'static Bridge, mut signals: Signals) -> io::Result<()> {
         "told to stop: no new calls; {calls} may go on for {seconds} s";
         calls, seconds
     );
-    bridge.draining.store(true, Ordering::SeqCst);
     spawn("drain".into(), move || {
         drain_calls(bridge);
         if drained.send("all calls are over").is_err() {
