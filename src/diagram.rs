@@ -6,7 +6,9 @@
 
 use std::collections::BTreeMap;
 
-use super::{Agent, Stop, Tool, ToolAction, say};
+use crate::setup::agent::{Agent, Tool, ToolAction};
+use crate::toolbox::failure::Stop;
+use crate::toolbox::log::say;
 
 #[derive(Clone, Copy)]
 pub(crate) enum Form {
@@ -151,3 +153,6 @@ fn quoted(text: &str) -> String {
 fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
+
+#[cfg(test)]
+mod tests;

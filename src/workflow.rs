@@ -20,7 +20,10 @@ use std::collections::BTreeMap;
 use ring::digest;
 use serde_json::{Value, json};
 
-use super::{Agent, Stop, Tool, ToolAction, complain, hex, say};
+use crate::setup::agent::{Agent, Tool, ToolAction};
+use crate::toolbox::failure::Stop;
+use crate::toolbox::log::{complain, say};
+use crate::toolbox::text::hex;
 
 pub(crate) const BUILT_IN: &str = include_str!("agent/n8n-workflow.json");
 /// What the built-in workflow answers: greeting, transcript, booking.
@@ -104,6 +107,22 @@ fn node<'a>(workflow: &'a mut Value, name: &str) -> Option<&'a mut Value> {
     nodes.iter_mut().find(|node| node.get("name").is_some_and(|own| own == name))
 }
 
+fn n8n_node(
+    name: &str,
+    (kind, version): (&str, Value),
+    position: [i64; 2],
+    parameters: &Value,
+) -> Value {
+    json!({
+        "id": id(name),
+        "name": name,
+        "type": format!("n8n-nodes-base.{kind}"),
+        "typeVersion": version,
+        "position": position,
+        "parameters": parameters,
+    })
+}
+
 fn to(node: &str) -> Value {
     json!({"node": node, "type": "main", "index": 0})
 }
@@ -158,49 +177,36 @@ impl Branch<'_> {
         let row = top + self.text_height();
         // The model reads this. It must not believe that something has been done.
         let message = format!(
-            "'{} is not connected to anything in n8n yet: nothing was done. It was asked with ' + \
+            "'{} is not connected to anything in n8n yet: nothing was done. It was called with ' + \
              JSON.stringify($json)",
             self.tool_names()
         );
+        let data = json!({"mode": "raw", "jsonOutput": "={{ $json.body.data }}", "options": {}});
+        let mut tool = n8n_node(&name, ("set", json!(3.4)), [left + 60, row], &data);
+        tool["onError"] = json!("continueErrorOutput");
         [
-            json!({
-                "id": id(&format!("{name}: note")),
-                "name": format!("{name}: note"),
-                "type": "n8n-nodes-base.stickyNote",
-                "typeVersion": 1,
-                "position": [left, top],
-                "parameters": {
+            n8n_node(
+                &format!("{name}: note"),
+                ("stickyNote", json!(1)),
+                [left, top],
+                &json!({
                     "content": self.note(),
                     "width": NOTE_WIDTH,
                     "height": self.height() - GAP,
                     "color": 5,
-                },
-            }),
-            json!({
-                "id": id(&name),
-                "name": name,
-                "type": "n8n-nodes-base.set",
-                "typeVersion": 3.4,
-                "position": [left + 60, row],
-                "parameters": {
-                    "mode": "raw",
-                    "jsonOutput": "={{ $json.body.data }}",
-                    "options": {},
-                },
-                "onError": "continueErrorOutput",
-            }),
-            json!({
-                "id": id(&answer),
-                "name": answer,
-                "type": "n8n-nodes-base.respondToWebhook",
-                "typeVersion": 1.5,
-                "position": [left + 420, row],
-                "parameters": {
+                }),
+            ),
+            tool,
+            n8n_node(
+                &answer,
+                ("respondToWebhook", json!(1.5)),
+                [left + 420, row],
+                &json!({
                     "respondWith": "json",
                     "responseBody": format!("={{{{ JSON.stringify({{ message: {message} }}) }}}}"),
                     "options": {},
-                },
-            }),
+                }),
+            ),
         ]
     }
 
@@ -220,8 +226,8 @@ impl Branch<'_> {
         }
         lines.push(format!(
             "\n**Your system:** add its node between *{}* and *{}*, with *On Error* set to \
-             *Continue (using error output)* and that output led to *Failed*. It finds the \
-             parameters in `$json`. What the answer says is told to the agent.",
+             *Continue (using error output)* and that output connected to *Failed*. It finds the \
+             parameters in `$json`. The agent is told what the answer says.",
             self.name(),
             self.answer()
         ));
@@ -291,3 +297,6 @@ fn id(of: &str) -> String {
     }
     id
 }
+
+#[cfg(test)]
+mod tests;

@@ -224,7 +224,7 @@ fn a_person_reads_a_line_and_below_it_what_to_do() -> Outcome {
     assert!(lines[place].contains("refuses the connection"), "{}", lines[place]);
     assert!(lines[place + 1].trim_start().starts_with("-> "), "{}", lines[place + 1]);
     assert!(report.text.contains("\n  ok       Ultravox    "), "{}", report.text);
-    assert!(report.errors.contains("a call would not work: 1 thing to mend"), "{}", report.errors);
+    assert!(report.errors.contains("a call would not work: 1 thing to fix"), "{}", report.errors);
     let report = house.look_with(&["check"], &[])?;
     assert_eq!(report.status, Some(0));
     assert!(report.text.ends_with("A call would work. 2 warnings.\n"), "{}", report.text);
@@ -235,8 +235,8 @@ fn a_person_reads_a_line_and_below_it_what_to_do() -> Outcome {
 fn a_wrong_command_line_is_status_2() -> Outcome {
     let house = House::new()?;
     for (words, what) in [
-        (["check", "--mend"].as_slice(), "what is \"--mend\"?"),
-        (&["check", "--yes"], "--yes goes with --fix"),
+        (["check", "--mend"].as_slice(), "unknown option \"--mend\""),
+        (&["check", "--yes"], "--yes only makes sense with --fix"),
     ] {
         let report = house.look_with(words, &[])?;
         assert_eq!(report.status, Some(2));
@@ -283,16 +283,21 @@ fn mistakes_in_settings_are_all_named_and_the_rest_is_looked_at() -> Outcome {
 
     let report = house.look(&[("ULTRAVOX_API_KEY", "")])?;
     report.blames("settings", "ULTRAVOX_API_KEY", "is missing", "app.ultravox.ai");
-    report.names("skipped", "Ultravox", "account", "not asked", "mend the settings");
+    report.names("skipped", "Ultravox", "account", "not asked", "fix the settings");
     report.leaves_the_others_alone(&before, &["settings", "Ultravox"]);
 
     let report = house.look(&[("N8N_WEBHOOK_URL", "n8n.example/webhook/call")])?;
     report.blames("settings", "N8N_WEBHOOK_URL", "is malformed", "starts with https://");
-    report.names("skipped", "n8n", "webhook", "malformed", "mend the setting");
+    report.names("skipped", "n8n", "webhook", "malformed", "fix the setting");
 
     fs::write(house.world.home().join(".env"), format!("API_TOKEN={API_TOKEN}\nsome words\n"))?;
     let report = house.look(&[])?;
     report.blames("settings", ".env", "a line that is not NAME=value", "in quotes");
+    fs::remove_file(house.world.home().join(".env"))?;
+    // A link to itself cannot be read, not even by root.
+    std::os::unix::fs::symlink(".env", house.world.home().join(".env"))?;
+    let report = house.look(&[])?;
+    report.blames("settings", ".env", ".env cannot be read: ", "a file that callbridge may read");
     fs::remove_file(house.world.home().join(".env"))?;
 
     let report = house.look(&[("SSL_CERT_FILE", "/nowhere/at.all")])?;
@@ -324,7 +329,7 @@ fn mistakes_in_agent_files_come_with_file_and_place() -> Outcome {
         "first_message uses {nobody}",
         "correct agent.json",
     );
-    report.names("skipped", "Ultravox", "voices", "agent files have mistakes", "mend the agent");
+    report.names("skipped", "Ultravox", "voices", "agent files have mistakes", "fix the agent");
     report.leaves_the_others_alone(&before, &["agent", "Ultravox"]);
     report.names("ok", "Ultravox", "account", "", "");
 
@@ -383,7 +388,7 @@ fn what_is_wrong_at_ultravox() -> Outcome {
         "warning",
         "Ultravox",
         "calls",
-        "100 calls at once, MAX_CALLS is 500",
+        "100 calls at once, but MAX_CALLS is 500",
         "MAX_CALLS=100",
     );
 
@@ -490,7 +495,7 @@ fn what_is_wrong_at_n8n() -> Outcome {
     report.blames("n8n", "webhook", "its name does not resolve", "host's name");
     let listening = house.world.n8n.url().replace("/webhook/", "/webhook-test/");
     let report = house.look(&[("N8N_WEBHOOK_URL", &listening)])?;
-    report.blames("n8n", "webhook", "is the test URL", "write /webhook/ for /webhook-test/");
+    report.blames("n8n", "webhook", "is the test URL", "put /webhook/ in place of /webhook-test/");
     let report = house.look_with(&["check", "--json"], &[("N8N_WEBHOOK_URL", None)])?;
     assert_eq!(report.status, Some(0), "{}", report.text);
     report.names("skipped", "n8n", "webhook", "is not set", "");
@@ -500,7 +505,7 @@ fn what_is_wrong_at_n8n() -> Outcome {
     report.blames("n8n", "webhook", "issuer is not known", "SSL_CERT_FILE");
     let plain = format!("https://localhost:{}/webhook/call", house.port);
     let report = house.look(&[("N8N_WEBHOOK_URL", &plain)])?;
-    report.blames("n8n", "webhook", "speaks no TLS", "address that speaks https");
+    report.blames("n8n", "webhook", "does not speak TLS", "address that speaks https");
     Ok(())
 }
 
@@ -526,8 +531,8 @@ fn the_way_from_outside_ends_before_it_is_here() -> Outcome {
         (cloudflare(html(530, "error code: 1033")), "Cloudflare's tunnel is down", "cloudflared"),
         (
             cloudflare(html(502, "")),
-            "reaches nobody behind it",
-            "tunnel's service to http://localhost",
+            "reaches nothing behind it",
+            "tunnel's service at http://localhost",
         ),
         (html(502, ""), "the proxy answers 502", forward.as_str()),
         (
@@ -538,7 +543,7 @@ fn the_way_from_outside_ends_before_it_is_here() -> Outcome {
         (
             html(302, "").header("Location", "https://login.example/?to=x"),
             "redirects to",
-            "take the redirect or login out of the way",
+            "remove the redirect or login in front",
         ),
         (html(401, "Who are you?"), "asks for a login", "Twilio cannot log in"),
         (html(200, "<h1>It works!</h1>"), "another program, which answered 200 <h1>", "to port "),
@@ -560,7 +565,7 @@ fn the_way_from_outside_leads_to_another_callbridge() -> Outcome {
     let neighbour = World::builder(PROGRAM).start()?;
     house.front.set(Manner::Pass(neighbour.bridge.address()));
     let report = house.look(&[])?;
-    report.blames("PUBLIC_URL", "health", "another callbridge", "end the other one");
+    report.blames("PUBLIC_URL", "health", "another callbridge", "stop the other one");
     Ok(())
 }
 
@@ -580,7 +585,7 @@ fn the_running_server_has_an_older_address() -> Outcome {
             ("TWILIO_AUTH_TOKEN", None),
         ],
     )?;
-    report.blames("callbridge", "port", "started with another PUBLIC_URL", "start it again");
+    report.blames("callbridge", "port", "started with another PUBLIC_URL", "restart it");
     report.names("ok", "PUBLIC_URL", "health", "leads to this callbridge", "");
     Ok(())
 }
@@ -613,16 +618,12 @@ fn no_connection_from_outside() -> Outcome {
         "wrong",
         "PUBLIC_URL",
         "health",
-        "speaks no TLS",
+        "does not speak TLS",
         "a tunnel for HTTP, not for TCP",
     );
     for (certificate, what, cure) in [
         (Certificate::Expired, "has expired", "renew the certificate"),
-        (
-            Certificate::WrongName,
-            "is for another name",
-            "the name that its certificate is made for",
-        ),
+        (Certificate::WrongName, "is for another name", "the name that its certificate is for"),
         (Certificate::Strange, "issuer is not known", "use a public certificate"),
     ] {
         let front = Front::open(certificate)?;
@@ -642,7 +643,7 @@ fn the_audio_socket_is_in_the_way() -> Outcome {
         let refusal = Reply::text(status, None, "no upgrades here");
         house.front.set(Manner::PassNoUpgrade(behind, refusal));
         let report = house.look(&[])?;
-        let cure = "switch WebSocket upgrades on";
+        let cure = "turn on WebSocket upgrades";
         report.blames("PUBLIC_URL", "websocket", &status.to_string(), cure);
         report.names("ok", "PUBLIC_URL", "health", "leads to this callbridge", "");
         report.leaves_the_others_alone(&before, &["PUBLIC_URL"]);
@@ -654,7 +655,7 @@ fn the_audio_socket_is_in_the_way() -> Outcome {
         &["check", "--json"],
         &[("TWILIO_AUTH_TOKEN", Some(token)), ("TWILIO_ACCOUNT_SID", None)],
     )?;
-    report.blames("PUBLIC_URL", "websocket", "refuses our signature (403)", "start it again");
+    report.blames("PUBLIC_URL", "websocket", "refuses our signature (403)", "restart it");
     Ok(())
 }
 
@@ -666,13 +667,13 @@ fn the_port_on_this_machine() -> Outcome {
     let n8n = house.world.n8n.url();
     let port = n8n.split(['/', ':']).nth(4).unwrap_or_default();
     let report = house.look(&[("PORT", port)])?;
-    report.names("wrong", "callbridge", "port", "held by another program", "set another PORT");
+    report.names("wrong", "callbridge", "port", "in use by another program", "set another PORT");
     report.names("wrong", "PUBLIC_URL", "health", "another callbridge", "forward the tunnel");
     report.leaves_the_others_alone(&before, &["callbridge", "PUBLIC_URL", "n8n"]);
     // One that takes the connection and says nothing.
     let mute = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let report = house.look(&[("PORT", &mute.local_addr()?.port().to_string())])?;
-    report.names("wrong", "callbridge", "port", "no answer in time", "end that program");
+    report.names("wrong", "callbridge", "port", "no answer in time", "stop that program");
     let report = house.look(&[("PORT", "0")])?;
     report.names("wrong", "callbridge", "port", "PORT=0", "set PORT=8000");
     // An address that this machine does not have (TEST-NET-3).
@@ -689,7 +690,7 @@ fn before_the_first_start_the_check_listens_itself() -> Outcome {
     house.front.set(Manner::Pass((Ipv4Addr::LOCALHOST, port).into()));
     let report = house.look(&[("PORT", &port.to_string())])?;
     assert_eq!(report.status, Some(0), "{}", report.text);
-    report.names("warning", "callbridge", "port", "does not run yet", "start callbridge");
+    report.names("warning", "callbridge", "port", "is not running yet", "start callbridge");
     report.names("ok", "PUBLIC_URL", "health", "leads to this callbridge", "");
     report.names("ok", "PUBLIC_URL", "websocket", "audio socket opens", "");
     assert!(report.errors.is_empty(), "{}", report.errors);
@@ -786,10 +787,15 @@ fn what_is_wrong_at_twilio() -> Outcome {
         twilio.set_number(field, old);
         Ok(())
     };
-    set("voice_method", json!("GET"), "is asked with GET", "HTTP POST: callbridge check --fix")?;
+    set(
+        "voice_method",
+        json!("GET"),
+        "Voice URL with GET",
+        "it must be HTTP POST: callbridge check --fix",
+    )?;
     set("voice_application_sid", json!("AP123"), "a TwiML app (AP123)", "Configure with")?;
     set("trunk_sid", json!("TK123"), "a SIP trunk (TK123)", "Configure with")?;
-    set("capabilities", json!({"voice": false}), "has no voice", "buy one with voice")?;
+    set("capabilities", json!({"voice": false}), "has no voice", "buy a number with voice")?;
 
     twilio.set_number("status_callback", json!(""));
     let report = house.look(&[])?;
@@ -805,9 +811,9 @@ fn whose_account_and_whose_number() -> Outcome {
     let twilio = &house.world.twilio;
     let another = format!("AC{}", "9".repeat(32));
     let report = house.look(&[("TWILIO_ACCOUNT_SID", &another)])?;
-    report.blames("Twilio", "account", "does not know this Account SID", "API key's secret");
+    report.blames("Twilio", "account", "does not accept this Account SID", "API key's secret");
     report.leaves_the_others_alone(&before, &["Twilio"]);
-    report.names("skipped", "Twilio", "number", "not looked at", "");
+    report.names("skipped", "Twilio", "number", "not checked", "");
 
     let report = house.look(&[("TWILIO_PHONE_NUMBER", "+442079460099")])?;
     report.blames("Twilio", "number", "+442079460099 is not a number of this account", OUR_NUMBER);
@@ -821,7 +827,7 @@ fn whose_account_and_whose_number() -> Outcome {
     report.names("skipped", "Twilio", "number", "is not set", OUR_NUMBER);
     let report = without("TWILIO_ACCOUNT_SID")?;
     assert_eq!(report.status, Some(0), "{}", report.text);
-    report.names("skipped", "Twilio", "number", "it takes TWILIO_ACCOUNT_SID", "/incoming-call");
+    report.names("skipped", "Twilio", "number", "that takes TWILIO_ACCOUNT_SID", "/incoming-call");
     let report = without("TWILIO_AUTH_TOKEN")?;
     assert_eq!(report.status, Some(0), "{}", report.text);
     report.names("warning", "Twilio", "token", "anyone can start calls", "Auth Token");
@@ -842,7 +848,7 @@ fn whose_account_and_whose_number() -> Outcome {
     twilio.set_answer(Some(Reply::json(403, &refusal)));
     house.look(&[])?.blames("Twilio", "account", "test credentials", "the live Account SID");
     twilio.set_answer(Some(Reply::json(503, &json!({}))));
-    house.look(&[])?.blames("Twilio", "account", "in trouble (503)", "try again later");
+    house.look(&[])?.blames("Twilio", "account", "has a problem (503)", "try again later");
     twilio.set_answer(Some(Reply::Reset));
     house.look(&[])?.blames("Twilio", "account", "127.0.0.1", "TWILIO_API_URL");
     Ok(())
@@ -879,12 +885,12 @@ fn fix_sets_the_number_and_reads_it_back() -> Outcome {
     let old_and_new =
         format!("https://old.example/incoming-call -> {}/incoming-call", house.front.url);
     assert!(report.text.contains(&old_and_new), "{}", report.text);
-    assert!(report.text.contains("says so when asked again"), "{}", report.text);
+    assert!(report.text.contains("confirms it when asked again"), "{}", report.text);
 
     mess();
     let report = house.look_with(&["check", "--json", "--yes", "--fix"], &[])?;
     assert_eq!(report.status, Some(0), "{}{}", report.text, report.errors);
-    report.names("ok", "fix", "fix", "Twilio has taken it", "");
+    report.names("ok", "fix", "fix", "Twilio took the change", "");
     report.names("ok", "Twilio", "voice", "/incoming-call", "");
     assert!(report.about("Twilio", "method").is_none(), "{}", report.text);
 
@@ -978,7 +984,7 @@ fn what_ngrok_says_about_the_address() -> Outcome {
         "warning",
         "ngrok",
         "tunnel",
-        "ngrok runs",
+        "ngrok is running",
         "set PUBLIC_URL=ngrok, or PUBLIC_URL=",
     );
 
@@ -995,8 +1001,8 @@ fn what_ngrok_says_about_the_address() -> Outcome {
     report.names("ok", "PUBLIC_URL", "health", "leads to this callbridge", "");
     report.names("ok", "Twilio", "voice", front, "");
     for (tunnels, what) in [
-        ([("tcp://2.tcp.ngrok.io:17", here.as_str())].as_slice(), "tcp.ngrok.io:17 has no https"),
-        (&[], "without any tunnel"),
+        ([("tcp://2.tcp.ngrok.io:17", here.as_str())].as_slice(), "tcp.ngrok.io:17 is not https"),
+        (&[], "is running, but has no tunnel"),
         (&[(front, "http://localhost:3000")], "to http://localhost:3000"),
     ] {
         let report = look("ngrok", tunnels)?;
@@ -1029,9 +1035,9 @@ fn the_server_takes_the_address_of_the_tunnel() -> Outcome {
         assert!(errors.contains(&format!("ngrok http {port}")), "{errors}");
         Ok(())
     };
-    begin("without any tunnel")?;
+    begin("is running, but has no tunnel")?;
     ngrok.set_tunnels(&[("tcp://1.tcp.ngrok.io:1", &format!("localhost:{port}"))]);
-    begin("tcp://1.tcp.ngrok.io:1 has no https")?;
+    begin("tcp://1.tcp.ngrok.io:1 is not https")?;
     ngrok.set_tunnels(&[("https://a.ngrok.app", "http://localhost:1")]);
     begin("https://a.ngrok.app to http://localhost:1")?;
     ngrok.set_answer(Reply::text(200, None, "<html>"));

@@ -1,0 +1,133 @@
+//! The telephone lines: who has one, and who gets one.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::records::journal::HangUp;
+use crate::toolbox::text::is_e164;
+use crate::toolbox::threads::lock;
+use crate::{Bridge, Call};
+
+/// From a call's last word to the last line of its journal. Then Twilio is answered all the same.
+pub(crate) const FILED_WITHIN: Duration = Duration::from_secs(5);
+/// Calls remembered after their end, so that a late `/stream-ended` gets the right words.
+pub(crate) const ENDED_CALLS_MAX: usize = 1_024;
+
+/// All calls there are. Its length is the number of lines in use.
+#[derive(Default)]
+pub(crate) struct Calls {
+    pub(crate) list: Mutex<CallList>,
+    pub(crate) one_less: Condvar,
+}
+
+#[derive(Default)]
+pub(crate) struct CallList {
+    pub(crate) live: HashMap<String, Arc<Call>>,
+    /// The latest ends, oldest first: a `/stream-ended` may come after its call is gone.
+    pub(crate) ended: VecDeque<(String, HangUp)>,
+    pub(crate) last_end: Option<Instant>,
+    /// When each number has called within the last hour.
+    pub(crate) recent: HashMap<String, Vec<Instant>>,
+}
+
+pub(crate) enum Slot {
+    Yours(Arc<Call>, CallSlot),
+    Known(Arc<Call>),
+    None,
+}
+
+/// A place among `MAX_CALLS`. Dropping it gives the place back.
+pub(crate) struct CallSlot(pub(crate) Arc<Call>);
+
+impl Calls {
+    /// Counted and taken under one lock, so that `MAX_CALLS` is exact however many ring at once.
+    pub(crate) fn take_slot(&self, sid: &str, new_call: impl FnOnce() -> Call) -> Slot {
+        let mut list = lock(&self.list);
+        if let Some(call) = list.live.get(sid) {
+            return Slot::Known(Arc::clone(call));
+        }
+        let call = new_call();
+        if list.live.len() >= call.bridge.config.max_calls {
+            return Slot::None;
+        }
+        let call = Arc::new(call);
+        list.live.insert(sid.to_owned(), Arc::clone(&call));
+        Slot::Yours(Arc::clone(&call), CallSlot(call))
+    }
+
+    /// Counts this call. Only real numbers: the anonymous are not one caller.
+    pub(crate) fn is_too_often(&self, bridge: &Bridge, number: &str) -> bool {
+        const HOUR: Duration = Duration::from_hours(1);
+        if !is_e164(number) {
+            return false;
+        }
+        let recent = &mut lock(&self.list).recent;
+        recent.retain(|_, times| {
+            times.retain(|time| time.elapsed() < HOUR);
+            !times.is_empty()
+        });
+        let times = recent.entry(number.to_owned()).or_default();
+        let too_often = times.len() >= bridge.config.calls_per_number_per_hour;
+        if !too_often {
+            times.push(Instant::now());
+        }
+        too_often
+    }
+
+    pub(crate) fn await_none(&self, within: Duration) {
+        let list = lock(&self.list);
+        let waited = self.one_less.wait_timeout_while(list, within, |list| !list.live.is_empty());
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// A call that has ended may still be filing itself. What Twilio has to say of it waits.
+    pub(crate) fn await_filed(&self, sid: &str) {
+        let list = lock(&self.list);
+        let filing = |list: &mut CallList| list.live.get(sid).is_some_and(|call| call.is_over());
+        let waited = self.one_less.wait_timeout_while(list, FILED_WITHIN, filing);
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
+    }
+
+    pub(crate) fn since_last_end(&self) -> Duration {
+        lock(&self.list).last_end.map_or(Duration::MAX, |last_end| last_end.elapsed())
+    }
+
+    pub(crate) fn all(&self) -> Vec<Arc<Call>> {
+        lock(&self.list).live.values().cloned().collect()
+    }
+
+    pub(crate) fn find(&self, sid: &str) -> Option<Arc<Call>> {
+        lock(&self.list).live.get(sid).cloned()
+    }
+
+    /// Is, or was, this a call of this process?
+    pub(crate) fn knows(&self, sid: &str) -> bool {
+        let list = lock(&self.list);
+        list.live.contains_key(sid) || list.ended.iter().any(|(ended, _)| ended == sid)
+    }
+
+    pub(crate) fn how_it_ended(&self, sid: &str) -> Option<HangUp> {
+        let list = lock(&self.list);
+        let live = list.live.get(sid).and_then(|call| lock(&call.state).hang_up);
+        live.or_else(|| {
+            list.ended.iter().rev().find(|(ended, _)| ended == sid).map(|(_, how)| *how)
+        })
+    }
+}
+
+impl Drop for CallSlot {
+    fn drop(&mut self) {
+        let how = lock(&self.0.state).hang_up.unwrap_or(HangUp::NoAgent);
+        let calls = &self.0.bridge.calls;
+        let mut list = lock(&calls.list);
+        list.live.remove(&self.0.sid);
+        if list.ended.len() >= ENDED_CALLS_MAX {
+            list.ended.pop_front();
+        }
+        list.ended.push_back((self.0.sid.clone(), how));
+        list.last_end = Some(Instant::now());
+        drop(list);
+        calls.one_less.notify_all();
+    }
+}

@@ -1,0 +1,105 @@
+//! What there is to look at: settings, agent files and the address, right or wrong.
+//!
+//! [`Setup::read`] reads them as the server does, but never gives up: each mistake is a finding,
+//! and what is wrong stands at its default for the rest, so that one look names everything. It
+//! gives a `Bridge` to look with, one for the whole command. That bridge only looks: it has no
+//! outbox and takes no call; where no server runs it may listen in its place
+//! (`Bridge::stands_in`), so that the way from outside can be tried before the first start.
+
+use std::path::Path;
+
+use super::report::{Finding, Topic, counted};
+use super::tunnel::public_url;
+use crate::Bridge;
+use crate::setup::agent::Agent;
+use crate::setup::settings::{Config, settings_in_force};
+use crate::toolbox::failure::Stop;
+use crate::toolbox::http::trusted_roots;
+
+/// One for the whole command; its threads keep it.
+pub(super) struct Setup {
+    /// With the built-in agent if the owner's has mistakes.
+    pub(super) bridge: &'static Bridge,
+    /// The owner's agent files are right, so their voices can be looked up.
+    pub(super) agent_is_right: bool,
+    complaints: Vec<String>,
+    /// `PUBLIC_URL`, or the tunnel's address, with `https`. None: there is nothing to try.
+    pub(super) public_url: Option<String>,
+}
+
+impl Setup {
+    pub(super) fn read() -> Result<(&'static Setup, Vec<Finding>), Stop> {
+        let (values, complaints) = settings_in_force();
+        let (mut config, complaints) = Config::understand(values, complaints);
+        let mut findings: Vec<Finding> =
+            complaints.iter().map(|complaint| bad_setting(complaint)).collect();
+        let roots = trusted_roots(config.ssl_cert_file.as_deref()).unwrap_or_else(|complaint| {
+            findings.push(bad_setting(&complaint));
+            trusted_roots(None).unwrap_or_default()
+        });
+        if findings.is_empty() {
+            findings.push(Topic::new("settings", "settings").ok("complete and well-formed"));
+        }
+        let (agent, agent_is_right) = look_at_agent(&mut config, &mut findings)?;
+        let is_malformed = complains_of(&complaints, "PUBLIC_URL");
+        let (public_url, about_ngrok) = public_url(&mut config, is_malformed);
+        findings.extend(about_ngrok);
+        let bridge = Bridge { stands_in: true, ..Bridge::build(config, agent, &roots) };
+        // The threads that ask may outlive their time limit, and so must what they look at.
+        let bridge: &'static Bridge = Box::leak(Box::new(bridge));
+        let setup = Setup { bridge, agent_is_right, complaints, public_url };
+        Ok((Box::leak(Box::new(setup)), findings))
+    }
+
+    pub(super) fn is_malformed(&self, setting: &str) -> bool {
+        complains_of(&self.complaints, setting)
+    }
+}
+
+fn complains_of(complaints: &[String], setting: &str) -> bool {
+    complaints.iter().any(|complaint| complaint.split(' ').next() == Some(setting))
+}
+
+/// The owner's agent, or the built-in one if the owner's has mistakes.
+fn look_at_agent(config: &mut Config, findings: &mut Vec<Finding>) -> Result<(Agent, bool), Stop> {
+    let mistakes = match Agent::load(config) {
+        Ok(agent) => {
+            let stages = counted(agent.stages.len(), "stage");
+            let tools = counted(agent.tools.len(), "tool");
+            let what = format!("{}: {stages}, {tools}", agent.name);
+            findings.push(Topic::new("agent", "files").ok(what));
+            return Ok((agent, true));
+        }
+        Err(mistakes) => mistakes,
+    };
+    let place = config.agent_dir.take().unwrap_or_default();
+    findings.extend(mistakes.iter().map(|mistake| agent_mistake(&place, mistake)));
+    let agent = Agent::load(config).map_err(|mistakes| Stop::Failed(mistakes.join("\n")))?;
+    Ok((agent, false))
+}
+
+/// `NAME  is missing (where it comes from)`, `NAME  is "x": must be y`, `NAME  must be y`.
+fn bad_setting(complaint: &str) -> Finding {
+    if complaint.starts_with(".env cannot be read") {
+        return Topic::new("settings", ".env")
+            .wrong(complaint, "make .env a file that callbridge may read, or remove it");
+    }
+    let (name, what) = complaint.split_once("  ").unwrap_or((complaint, ""));
+    let (what, cure) = if let Some((what, source)) = what.split_once(" (") {
+        (what, source.trim_end_matches(')').to_owned())
+    } else if let Some((what, must)) = what.split_once(": must ") {
+        (what, format!("it must {must}"))
+    } else if what.starts_with("must ") {
+        ("is malformed", format!("it {what}"))
+    } else {
+        (what, "correct it".to_owned())
+    };
+    let cure = if name == ".env" { cure } else { format!("set {name} in .env: {cure}") };
+    Topic::named("settings", name).wrong(format!("{name} {what}"), cure)
+}
+
+fn agent_mistake(place: &Path, mistake: &str) -> Finding {
+    let (file, what) = mistake.split_once("  ").unwrap_or((mistake, ""));
+    let cure = format!("correct {file} in {} (AGENT_DIR)", place.display());
+    Topic::named("agent", file).wrong(format!("{file}: {what}"), cure)
+}

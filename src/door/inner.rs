@@ -1,0 +1,185 @@
+//! The way through the door to `tiny_http`, and back.
+
+use std::io::{self, BufRead as _, BufReader, Read, Write};
+use std::net::{Ipv4Addr, Shutdown, TcpStream};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::door::head::{HEAD_BYTES_MAX, announced_body};
+use crate::door::reply::BODY_BYTES_MAX;
+use crate::door::{ACCEPT_PAUSE, Visit};
+use crate::parties::twilio::TWILIO_WEBHOOK;
+use crate::toolbox::log::log;
+use crate::toolbox::socket::{READ_BYTES, WRITE_WITHIN, is_timeout, shut};
+use crate::toolbox::text::find;
+use crate::toolbox::threads::{join, lock, spawn};
+use crate::{Bridge, answer};
+
+/// A whole request, from its head to the end of our answer.
+pub(crate) const REQUEST_WITHIN: Duration = Duration::from_secs(20);
+
+const _: () = assert!(REQUEST_WITHIN.as_secs() > TWILIO_WEBHOOK.as_secs());
+
+/// From the end of a `tiny_http` to the next one. A dead one may leave a few sleeping threads
+/// behind, so there are not to be many.
+pub(crate) const HTTP_PAUSE: Duration = Duration::from_millis(500);
+
+const _: () = assert!(2 * HTTP_PAUSE.as_millis() < WRITE_WITHIN.as_millis());
+
+/// Carries one request to `tiny_http` and its answer back. `Connection: close`, put in as the
+/// first header, keeps the next request from hiding behind this one.
+pub(crate) fn pass_to_http(bridge: &Bridge, visit: &Arc<Visit>, head: &[u8]) -> io::Result<()> {
+    let socket = &visit.socket;
+    let inner = Arc::new(connect_to_http(bridge)?);
+    inner.set_nodelay(true)?;
+    for side in [&**socket, &*inner] {
+        side.set_read_timeout(Some(REQUEST_WITHIN))?;
+        side.set_write_timeout(Some(WRITE_WITHIN))?;
+    }
+    let line_end = find(head, b"\r\n").unwrap_or_default() + 2;
+    let mut request = Vec::with_capacity(head.len() + 32);
+    request.extend_from_slice(&head[..line_end]);
+    request.extend_from_slice(b"Connection: close\r\n");
+    request.extend_from_slice(&head[line_end..]);
+    (&*inner).write_all(&request)?;
+
+    let head_end = find(head, b"\r\n\r\n").map_or(head.len(), |end| end + 4);
+    let to_come = announced_body(head).map(|bytes| bytes.saturating_sub(head.len() - head_end));
+    if to_come == Some(0) {
+        visit.is_decided();
+    }
+    let (visitor, to) = (Arc::clone(visit), Arc::clone(&inner));
+    let body = spawn("request body".into(), move || pass_body(&visitor, &to, to_come))?;
+    let answered = pass_answer(&inner, socket);
+    shut(&inner);
+    shut(socket);
+    join(body);
+    match answered {
+        Err(error) if is_timeout(&error) => {
+            Err(io::Error::other(format!("it took over {} s", REQUEST_WITHIN.as_secs())))
+        }
+        answered => answered,
+    }
+}
+
+/// The connection is closed after this answer, so the answer says so (RFC 9112, 9.6): a proxy that
+/// is not told sends its next request into the closing connection. `tiny_http` drops such a header
+/// of ours, so it is put in here, behind the status line. Not behind that of an interim answer,
+/// which more follows.
+pub(crate) fn pass_answer(from: &TcpStream, mut to: &TcpStream) -> io::Result<()> {
+    // The limit is for what comes before the answer's own headers.
+    let mut answer = BufReader::with_capacity(READ_BYTES, from).take(HEAD_BYTES_MAX as u64);
+    let mut head = Vec::new();
+    loop {
+        answer.read_until(b'\n', &mut head)?;
+        if !head.ends_with(b"\n") {
+            return Err(io::Error::other("it was not understood"));
+        }
+        let status = head.split(|&byte| byte == b' ').nth(1).unwrap_or_default();
+        if !status.starts_with(b"1") {
+            break;
+        }
+        while !head.ends_with(b"\r\n\r\n") && answer.read_until(b'\n', &mut head)? > 0 {}
+        to.write_all(&head)?;
+        head.clear();
+    }
+    head.extend_from_slice(b"Connection: close\r\n");
+    // With what is here already, which is mostly all of it, in one write.
+    let mut answer = answer.into_inner();
+    head.extend_from_slice(answer.buffer());
+    answer.consume(answer.buffer().len());
+    to.write_all(&head)?;
+    io::copy(&mut answer, &mut to).map(drop)
+}
+
+/// Waits for a file descriptor, and for `tiny_http` while it is being started again.
+pub(crate) fn connect_to_http(bridge: &Bridge) -> io::Result<TcpStream> {
+    let deadline = Instant::now() + WRITE_WITHIN;
+    loop {
+        let http = lock(&bridge.inner).clone().ok_or(io::ErrorKind::NotConnected)?;
+        let address = http.server_addr().to_ip().ok_or(io::ErrorKind::AddrNotAvailable)?;
+        match TcpStream::connect_timeout(&address, WRITE_WITHIN) {
+            Err(error) if Instant::now() < deadline => {
+                if error.kind() == io::ErrorKind::ConnectionRefused {
+                    // Its accepting thread has ended, and nobody has told `recv`.
+                    http.unblock();
+                }
+                // Nothing announces that a file descriptor is free.
+                thread::sleep(ACCEPT_PAUSE);
+            }
+            connected => return connected,
+        }
+    }
+}
+
+/// What comes after the head, as far as the limits allow. The limit is a little above the one at
+/// which the handler answers 413, so that the answer is said before the line is cut.
+pub(crate) fn pass_body(visit: &Visit, mut to: &TcpStream, to_come: Option<usize>) {
+    let deadline = Instant::now() + REQUEST_WITHIN;
+    let mut chunk = [0; READ_BYTES];
+    let mut total = 0;
+    while total <= 2 * BODY_BYTES_MAX && Instant::now() < deadline {
+        match (&*visit.socket).read(&mut chunk) {
+            Ok(count) if count > 0 && to.write_all(&chunk[..count]).is_ok() => total += count,
+            _ => break,
+        }
+        if to_come.is_some_and(|bytes| total >= bytes) {
+            visit.is_decided();
+        }
+    }
+    if to.shutdown(Shutdown::Write).is_err() {
+        // The other side has closed already, which is where this was going.
+    }
+}
+
+/// `tiny_http` stops accepting for good when file descriptors run out: with an error from `recv`,
+/// or with a panic that only `connect_to_http` notices. So a new one takes its place, on a new
+/// port.
+pub(crate) fn start_http(bridge: &'static Bridge) -> io::Result<()> {
+    let server = open_http(bridge)?;
+    spawn("http".into(), move || serve_http(bridge, &server)).map(drop)
+}
+
+pub(crate) fn serve_http(bridge: &'static Bridge, server: &tiny_http::Server) {
+    let error = loop {
+        match server.recv() {
+            Ok(request) => answer_aside(bridge, request),
+            Err(error) => break error,
+        }
+    };
+    log!(Error, "the web server stopped ({error}) and is started again");
+    loop {
+        thread::sleep(HTTP_PAUSE);
+        if start_http(bridge).is_ok() {
+            break;
+        }
+    }
+    // What it has taken in is still answered: nobody else would, and its threads would wait for
+    // that for ever.
+    let deadline = Instant::now() + REQUEST_WITHIN;
+    while Instant::now() < deadline {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if let Ok(Some(request)) = server.recv_timeout(left) {
+            answer_aside(bridge, request);
+        }
+    }
+}
+
+pub(crate) fn open_http(bridge: &Bridge) -> io::Result<Arc<tiny_http::Server>> {
+    // It panics where no thread can be started.
+    let opened = std::panic::catch_unwind(|| tiny_http::Server::http((Ipv4Addr::LOCALHOST, 0)));
+    let server = opened.map_err(|_| io::Error::other("no thread"))?.map_err(io::Error::other)?;
+    let server = Arc::new(server);
+    *lock(&bridge.inner) = Some(Arc::clone(&server));
+    Ok(server)
+}
+
+pub(crate) fn answer_aside(bridge: &'static Bridge, request: tiny_http::Request) {
+    if let Err(error) = spawn("request".into(), move || answer(bridge, request)) {
+        log!(Error, "a request was dropped: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests;

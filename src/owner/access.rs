@@ -1,0 +1,122 @@
+//! Who may see and order it.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use serde_json::Value;
+use subtle::ConstantTimeEq as _;
+
+use crate::Bridge;
+use crate::door::reply::{Reply, header, path_of, private, read_body};
+use crate::toolbox::log::log;
+use crate::toolbox::metrics::refused;
+use crate::toolbox::text::starts_with_word;
+
+/// What belongs to the owner alone asks for `API_TOKEN`: as `Bearer`, or as the password of
+/// `Basic`, which browsers can. Without the setting there is nothing here.
+pub(crate) fn from_owner(
+    bridge: &'static Bridge,
+    request: &tiny_http::Request,
+    handle: fn(&'static Bridge, &tiny_http::Request) -> Reply,
+) -> Reply {
+    match refusal_of_stranger(bridge, request) {
+        Some(refusal) => refusal,
+        None => handle(bridge, request).with(private()),
+    }
+}
+
+/// The same with a JSON body, for all that costs money: it must come from nowhere but our page or
+/// a program of the owner's.
+pub(crate) fn order_from_owner(
+    bridge: &'static Bridge,
+    request: &mut tiny_http::Request,
+    handle: fn(&'static Bridge, &str, &Value) -> Reply,
+) -> Reply {
+    if let Some(refusal) =
+        refusal_of_stranger(bridge, request).or_else(|| refusal_of_other_site(bridge, request))
+    {
+        return refusal;
+    }
+    let body = match read_body(request) {
+        Ok(body) => body,
+        Err(reply) => return reply,
+    };
+    match serde_json::from_slice(&body) {
+        Ok(order) => handle(bridge, request.url(), &order).with(private()),
+        Err(error) => {
+            log!(Warn, "{}: the body is not JSON: {error}", request.url());
+            refused("not_json");
+            Reply::error(400, &format!("the body is not JSON: {error}"))
+        }
+    }
+}
+
+pub(crate) fn refusal_of_stranger(bridge: &Bridge, request: &tiny_http::Request) -> Option<Reply> {
+    let Some(token) = &bridge.config.api_token else {
+        return Some(Reply::text(404, "there is nothing here"));
+    };
+    let shown = shown_token(header(request, "Authorization")).unwrap_or_default();
+    if bool::from(token.reveal().as_bytes().ct_eq(shown.as_bytes())) {
+        return None;
+    }
+    refused("api_token");
+    if header(request, "Authorization").is_empty() {
+        // So every browser begins.
+        log!(Debug, "{}: API_TOKEN is asked for", path_of(request));
+    } else {
+        log!(Warn, "{}: API_TOKEN is missing or wrong", path_of(request));
+    }
+    let ask = ("WWW-Authenticate", "Basic realm=\"callbridge\", charset=\"UTF-8\"".to_owned());
+    let error = "send API_TOKEN as Authorization: Bearer … (a browser: as password, any user name)";
+    Some(Reply::error(401, error).with([ask]))
+}
+
+/// A browser adds the password that it has stored to whatever any site makes it send here. So what
+/// another site has sent is refused, and so is a body that a mere form could send: for JSON a
+/// browser asks us first, and we say nothing. A Bearer token is never added by itself.
+pub(crate) fn refusal_of_other_site(
+    bridge: &Bridge,
+    request: &tiny_http::Request,
+) -> Option<Reply> {
+    let origin = header(request, "Origin");
+    let authority = |url: &str| {
+        let (_, rest) = url.split_once("://")?;
+        rest.split('/').next().map(str::to_ascii_lowercase)
+    };
+    let ours = [
+        authority(&bridge.config.public_url),
+        authority(&format!("://{}", header(request, "Host"))),
+    ];
+    let same_origin = match header(request, "Sec-Fetch-Site") {
+        "same-origin" | "none" => true,
+        "" => {
+            origin.is_empty()
+                || authority(origin).is_some_and(|origin| ours.contains(&Some(origin)))
+        }
+        _ => false,
+    };
+    if !same_origin {
+        log!(Warn, "{}: refused, another site has sent it", path_of(request));
+        refused("other_site");
+        return Some(Reply::error(403, "another site may not do that"));
+    }
+    let by_password = !starts_with_word(header(request, "Authorization"), "bearer");
+    let kind = header(request, "Content-Type").split(';').next().unwrap_or_default().trim();
+    if by_password && !kind.eq_ignore_ascii_case("application/json") {
+        refused("not_json");
+        return Some(Reply::error(415, "send Content-Type: application/json"));
+    }
+    None
+}
+
+pub(crate) fn shown_token(header: &str) -> Option<String> {
+    let (scheme, rest) = header.split_once(' ')?;
+    if scheme.eq_ignore_ascii_case("bearer") {
+        return Some(rest.trim().to_owned());
+    }
+    let login = BASE64.decode(rest.trim()).ok().filter(|_| scheme.eq_ignore_ascii_case("basic"))?;
+    let login = String::from_utf8(login).ok()?;
+    login.split_once(':').map(|(_, password)| password.to_owned())
+}
+
+#[cfg(test)]
+mod tests;

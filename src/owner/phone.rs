@@ -1,0 +1,90 @@
+//! The page's own phone.
+
+use serde_json::{Value, json};
+
+use crate::door::reply::Reply;
+use crate::parties::twilio::is_sid;
+use crate::parties::twilio::twiml::stream_url;
+use crate::records::journal::Direction;
+use crate::records::past::{Filed, journal_of};
+use crate::toolbox::random::random_hex;
+use crate::{Answer, Bridge, IncomingCall, take_call, what_comes_next};
+
+/// The number of whoever calls through the page. No number of a telephone's looks like it.
+pub(crate) const BROWSER: &str = "browser";
+
+/// `POST /browser-call`: the page's phone has been picked up. Behind this it does what Twilio
+/// would: opens the media stream with the token, and talks.
+pub(crate) fn browser_call(bridge: &'static Bridge, _url: &str, _order: &Value) -> Reply {
+    let sid = format!("CA{}", random_hex());
+    let incoming = IncomingCall {
+        sid: &sid,
+        number: BROWSER,
+        direction: Direction::Browser,
+        first_message: String::new(),
+        wire: "POST /browser-call\nAuthorization: ***\n\n{}".into(),
+    };
+    let answer = take_call(bridge, &incoming);
+    let Answer::Stream { .. } = &answer else {
+        let error = json!({"error": answer.sentence(bridge), "twiml": answer.twiml(bridge)});
+        return Reply::json(503, &error);
+    };
+    Reply::json(
+        200,
+        &json!({
+            "callSid": sid,
+            "streamPath": "/media-stream",
+            "streamUrl": stream_url(&bridge.config.public_url),
+            "parameters": answer.parameters(),
+            "twiml": answer.twiml(bridge),
+        }),
+    )
+}
+
+impl Answer {
+    /// What the caller would be told.
+    pub(crate) fn sentence(&self, bridge: &Bridge) -> String {
+        match self {
+            Answer::Sentence(sentence) => sentence.clone(),
+            Answer::Person(_) => bridge.agent.phrases.putting_through.clone(),
+            Answer::Stream { .. } | Answer::Transfer(_) | Answer::HangUp => String::new(),
+        }
+    }
+
+    /// What the `<Parameter>`s of a stream hold.
+    pub(crate) fn parameters(&self) -> Value {
+        match self {
+            Answer::Stream { token } => json!({"token": token}),
+            Answer::Person(_) | Answer::Transfer(_) | Answer::Sentence(_) | Answer::HangUp => {
+                Value::Null
+            }
+        }
+    }
+}
+
+/// The call in `/browser-call/{sid}/stream-ended`.
+pub(crate) fn browser_stream(path: &str) -> Option<&str> {
+    path.strip_prefix("/browser-call/")?.strip_suffix("/stream-ended").filter(|sid| is_sid(sid))
+}
+
+/// `POST /browser-call/{sid}/stream-ended`: what Twilio asks at `/stream-ended`, asked by the page.
+/// `callStatus` and `dialCallStatus` in the body mean what they mean in Twilio's form: the page
+/// rings nobody, but it can tell that nobody has answered.
+pub(crate) fn browser_stream_ended(bridge: &'static Bridge, url: &str, order: &Value) -> Reply {
+    let sid = browser_stream(url.split('?').next().unwrap_or_default()).unwrap_or_default();
+    // With the number of a call of Twilio's, this would cut it.
+    let direction = match bridge.calls.find(sid) {
+        Some(call) => Some(call.direction),
+        None => journal_of(&bridge.config.data_dir, sid)
+            .and_then(|path| Filed::read(&path).ok())
+            .map(|filed| filed.direction),
+    };
+    if direction != Some(Direction::Browser) {
+        return Reply::error(404, "this is no call of the page's phone");
+    }
+    let status = order["callStatus"].as_str().unwrap_or_default();
+    let dial_status = order["dialCallStatus"].as_str().unwrap_or_default();
+    let answer = what_comes_next(bridge, sid, status, dial_status);
+    let (twiml, parameters) = (answer.twiml(bridge), answer.parameters());
+    Reply::json(200, &json!({"twiml": twiml, "parameters": parameters}))
+}

@@ -1,0 +1,97 @@
+//! Twilio brings the call: webhooks in, `TwiML` out, and a Media Stream for the sound.
+//!
+//! Here are the form of a webhook and its signature. The rooms inside: `twiml` writes what Twilio is
+//! told, `messages` and `stream` are the caller's leg, `rest` is Twilio's own API for calls that go
+//! out. Nothing here decides about a call; and nothing behind here checks a signature again.
+
+pub(crate) mod messages;
+pub(crate) mod rest;
+pub(crate) mod stream;
+pub(crate) mod twiml;
+
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use ring::hmac;
+
+use crate::toolbox::failure::Secret;
+
+/// Twilio drops a webhook's answer after this long.
+pub(crate) const TWILIO_WEBHOOK: Duration = Duration::from_secs(15);
+
+/// A form body: name and value pairs, decoded, in the order in which they came.
+pub(crate) struct Form(pub(crate) Vec<(String, String)>);
+
+impl Form {
+    pub(crate) fn parse(body: &[u8]) -> Form {
+        Form(form_urlencoded::parse(body).into_owned().collect())
+    }
+
+    /// The first value of that name, or nothing: fields may be missing or empty.
+    pub(crate) fn get(&self, name: &str) -> &str {
+        self.0
+            .iter()
+            .find(|(key, _)| key == name)
+            .map(|(_, value)| value.as_str())
+            .unwrap_or_default()
+    }
+
+    /// What tells of the call, for the page. Among the rest there is a token of Twilio's.
+    pub(crate) fn redacted(&self) -> String {
+        const SHOWN: [&str; 5] = ["CallSid", "From", "To", "CallStatus", "Direction"];
+        let lines = self.0.iter().filter(|(name, _)| SHOWN.contains(&name.as_str()));
+        let lines: Vec<String> = lines.map(|(name, value)| format!("{name}={value}")).collect();
+        format!("{}\n… and {} more", lines.join("\n"), self.0.len() - lines.len())
+    }
+}
+
+/// Twilio's signature: base64 of HMAC-SHA1, keyed with the account's Auth Token, over the URL it
+/// called and, for a form, every name and value, sorted by name and put together without anything
+/// between. Twilio leaves the port out of what it signs; its own libraries accept both ways, and
+/// so does this (twilio.com/docs/usage/security#validating-requests).
+pub(crate) fn signature_is_valid(token: &Secret, url: &str, form: &Form, signature: &str) -> bool {
+    let Ok(signature) = BASE64.decode(signature) else {
+        return false;
+    };
+    let key = hmac::Key::new(hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY, token.reveal().as_bytes());
+    // A name that comes twice is signed once for each different value.
+    let mut pairs: Vec<(&str, &str)> =
+        form.0.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    pairs.sort_unstable();
+    pairs.dedup();
+    let rest: String = pairs.into_iter().flat_map(|(name, value)| [name, value]).collect();
+    url_with_and_without_port(url).iter().any(|url| {
+        // `verify` compares in constant time.
+        hmac::verify(&key, format!("{url}{rest}").as_bytes(), &signature).is_ok()
+    })
+}
+
+pub(crate) fn url_with_and_without_port(url: &str) -> [String; 2] {
+    let Some((scheme, rest)) = url.split_once("://") else {
+        return [url.to_owned(), url.to_owned()];
+    };
+    let host_end = rest.find(['/', '?']).unwrap_or(rest.len());
+    let (authority, path) = rest.split_at(host_end);
+    let host_start = authority.rfind('@').map_or(0, |at| at + 1);
+    let (user, host_and_port) = authority.split_at(host_start);
+    let has_port = |colon: usize| host_and_port[colon + 1..].bytes().all(|b| b.is_ascii_digit());
+    let (host, port) = match host_and_port.rfind(':').filter(|&colon| has_port(colon)) {
+        Some(colon) => (&host_and_port[..colon], &host_and_port[colon + 1..]),
+        None => (host_and_port, if matches!(scheme, "https" | "wss") { "443" } else { "80" }),
+    };
+    [format!("{scheme}://{user}{host}{path}"), format!("{scheme}://{user}{host}:{port}{path}")]
+}
+
+/// A call's id becomes part of a file's name, so it is letters and digits and nothing else.
+pub(crate) fn is_sid(text: &str) -> bool {
+    (2..=64).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric())
+}
+
+/// The last word on a call, as Twilio spells it (one l in "canceled").
+pub(crate) fn is_final(call_status: &str) -> bool {
+    matches!(call_status, "completed" | "busy" | "failed" | "no-answer" | "canceled")
+}
+
+#[cfg(test)]
+mod tests;

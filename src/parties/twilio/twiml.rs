@@ -1,0 +1,92 @@
+//! `TwiML`: the XML in which Twilio is told what to do with a call.
+//!
+//! Pure functions from values to a few lines of XML. Every value is escaped here, so a name, a
+//! sentence or a token may hold anything. What is told when is decided in steps 4 and 8.
+//!
+//! ```text
+//! <?xml version="1.0" encoding="UTF-8"?>
+//! <Response><Say language="en-US">All our lines are busy.</Say><Hangup/></Response>
+//! ```
+
+use std::time::Duration;
+
+/// How long a person's phone rings when a caller is put through.
+const TRANSFER_RINGS: Duration = Duration::from_secs(25);
+/// The longest that Twilio lets a transferred call last. Then its transcript is filed.
+pub(crate) const TRANSFER_MAX: Duration = Duration::from_hours(4);
+
+/// Connects the call to our Media Stream. When the stream ends, Twilio asks `/stream-ended` what
+/// comes next; `<Hangup/>` stands behind it in case that fails. `<Parameter>` allows 500
+/// characters; the token takes 37.
+///
+/// The `action` carries Twilio's connection overrides behind the `#`: five more tries when nobody
+/// accepts or a proxy reports a failure, which bridges our restart of a second or two.
+pub(crate) fn connect_stream(public_url: &str, token: &str) -> String {
+    let action = format!("{public_url}/stream-ended#rc=5&rp=ct,5xx&ct=2000&tt=15000");
+    response(&format!(
+        "<Connect action=\"{}\"><Stream url=\"{}\">\
+         <Parameter name=\"token\" value=\"{}\"/></Stream></Connect><Hangup/>",
+        xml_escape(&action),
+        xml_escape(&stream_url(public_url)),
+        xml_escape(token)
+    ))
+}
+
+/// Rings the person. Twilio tells `/stream-ended` how that went.
+pub(crate) fn transfer(public_url: &str, number: &str) -> String {
+    response(&format!(
+        "<Dial action=\"{}\" timeout=\"{}\" timeLimit=\"{}\">{}</Dial>",
+        xml_escape(&format!("{public_url}/stream-ended")),
+        TRANSFER_RINGS.as_secs(),
+        TRANSFER_MAX.as_secs(),
+        xml_escape(number)
+    ))
+}
+
+/// Says the sentence, then rings the person, and the call ends with theirs.
+pub(crate) fn say_and_dial(language: &str, sentence: &str, number: &str) -> String {
+    response(&format!("{}<Dial>{}</Dial>", say(language, sentence), xml_escape(number)))
+}
+
+pub(crate) fn say_and_hang_up(language: &str, sentence: &str) -> String {
+    response(&format!("{}<Hangup/>", say(language, sentence)))
+}
+
+pub(crate) fn hang_up() -> String {
+    response("<Hangup/>")
+}
+
+/// The Media Stream's address: a path and no query, which Twilio forbids here.
+pub(crate) fn stream_url(public_url: &str) -> String {
+    format!("{}/media-stream", public_url.replacen("http", "ws", 1))
+}
+
+fn say(language: &str, text: &str) -> String {
+    format!("<Say language=\"{}\">{}</Say>", xml_escape(language), xml_escape(text))
+}
+
+/// Not even an empty line may stand before `<?xml` (Twilio error 12100).
+pub(crate) fn response(verbs: &str) -> String {
+    format!("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Response>{verbs}</Response>\n")
+}
+
+pub(crate) fn xml_escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '&' => escaped.push_str("&amp;"),
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            '"' => escaped.push_str("&quot;"),
+            '\'' => escaped.push_str("&apos;"),
+            // XML 1.0 has no way at all to write the other control characters.
+            '\u{fffe}' | '\u{ffff}' => {}
+            character if character.is_control() && !matches!(character, '\n' | '\t' | '\r') => {}
+            character => escaped.push(character),
+        }
+    }
+    escaped
+}
+
+#[cfg(test)]
+mod tests;

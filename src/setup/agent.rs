@@ -1,0 +1,226 @@
+//! The agent: stages, tools, calendars and phrases.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use crate::Bridge;
+use crate::setup::agent_files::{AgentFile, Mistakes};
+use crate::setup::settings::{Config, settings_in_force};
+use crate::setup::values::Settings;
+use crate::toolbox::failure::{Stop, needs_attention};
+
+/// The longest `timeout_s` in the agent's file.
+pub(crate) const TOOL_WITHIN_MAX: Duration = Duration::from_secs(30);
+
+/// Who answers: stages, tools, calendars and phrases, from `agent.json` and the prompts it names.
+pub(crate) struct Agent {
+    pub(crate) name: String,
+    pub(crate) company: String,
+    pub(crate) language: String,
+    pub(crate) first_message: String,
+    pub(crate) phrases: Phrases,
+    pub(crate) first_stage: String,
+    pub(crate) stages: BTreeMap<String, Stage>,
+    pub(crate) tools: BTreeMap<String, Tool>,
+    /// Location -> calendar e-mail.
+    pub(crate) calendars: BTreeMap<String, String>,
+}
+
+/// Sentences that are said for the agent, in the agent's language.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Phrases {
+    pub(crate) busy: String,
+    pub(crate) apology: String,
+    pub(crate) putting_through: String,
+    pub(crate) still_there: String,
+    pub(crate) silence_goodbye: String,
+    pub(crate) time_is_up: String,
+    pub(crate) closing: String,
+    pub(crate) cut_short: String,
+}
+
+/// A part of the conversation. Entering it replaces prompt, voice and the set of tools.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Stage {
+    pub(crate) voice: String,
+    pub(crate) agent_name: Option<String>,
+    /// In the file: the name of a Markdown file. Once loaded: its text.
+    pub(crate) prompt: String,
+    pub(crate) tools: Vec<String>,
+}
+
+pub(crate) struct Tool {
+    pub(crate) description: String,
+    /// A JSON Schema object: what the model has to fill in.
+    pub(crate) parameters: Schema,
+    pub(crate) within: Duration,
+    pub(crate) action: ToolAction,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Schema {
+    #[serde(rename = "type")]
+    pub(crate) kind: String,
+    pub(crate) properties: Map<String, Value>,
+    #[serde(default)]
+    pub(crate) required: Vec<String>,
+}
+
+/// The one thing a tool does.
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub(crate) enum ToolAction {
+    /// Goes on in another stage. `message` is what the model reads first there.
+    EnterStage {
+        stage: String,
+        message: String,
+    },
+    /// Posts to n8n and tells the agent the reply's `message`. The parameter that `calendar` names
+    /// is chosen among the calendars.
+    N8n {
+        route: String,
+        calendar: Option<String>,
+    },
+    /// Answers from here, with `{param}` filled in.
+    Reply(String),
+    HangUp(bool),
+    /// Puts the caller through to `FALLBACK_NUMBER`.
+    Transfer(bool),
+    /// A tool that Ultravox runs itself; we only offer it.
+    Ultravox {
+        tool: String,
+        #[serde(default)]
+        parameter_overrides: Map<String, Value>,
+    },
+}
+
+/// The agent that is compiled in: the receptionist of an insurance company.
+pub(crate) const BUILT_IN_AGENT: [(&str, &str); 4] = [
+    ("agent.json", include_str!("../agent/agent.json")),
+    ("greeting.md", include_str!("../agent/greeting.md")),
+    ("main_convo.md", include_str!("../agent/main_convo.md")),
+    ("call_summary.md", include_str!("../agent/call_summary.md")),
+];
+
+/// What prompts, the first message and tools may hold in braces. Tools add their own parameters.
+pub(crate) const PLACEHOLDERS: [&str; 4] = ["agent_name", "company_name", "now", "caller_number"];
+
+impl Agent {
+    pub(crate) fn load(config: &Config) -> Result<Agent, Vec<String>> {
+        let mut agent = Agent::read(config.agent_dir.as_deref())?;
+        if let Some(first_message) = &config.first_message {
+            agent.first_message.clone_from(first_message);
+        }
+        agent.offer_only_what_works(config);
+        Ok(agent)
+    }
+
+    /// From the owner's directory, or else the one that is built in.
+    pub(crate) fn read(directory: Option<&Path>) -> Result<Agent, Vec<String>> {
+        Agent::from_files(&|name| match directory {
+            None => {
+                let file = BUILT_IN_AGENT.iter().find(|(built_in, _)| *built_in == name);
+                file.map(|(_, text)| (*text).to_owned()).ok_or_else(|| "is not built in".to_owned())
+            }
+            Some(directory) => fs::read_to_string(directory.join(name))
+                .map_err(|error| format!("cannot be read from {}: {error}", directory.display())),
+        })
+    }
+
+    /// For the commands that need nothing but the agent: of all settings only `AGENT_DIR`.
+    pub(crate) fn alone() -> Result<Agent, Stop> {
+        let (values, complaints) = settings_in_force();
+        if !complaints.is_empty() {
+            return Err(needs_attention("setting", &complaints));
+        }
+        let settings = Settings { values, complaints };
+        let directory = settings.text("AGENT_DIR").map(PathBuf::from);
+        Agent::read(directory.as_deref())
+            .map_err(|mistakes| needs_attention("agent file mistake", &mistakes))
+    }
+
+    /// Reads `agent.json` and the prompts it names. All mistakes at once, each with its place.
+    pub(crate) fn from_files(
+        read: &dyn Fn(&str) -> Result<String, String>,
+    ) -> Result<Agent, Vec<String>> {
+        let text = read("agent.json").map_err(|why| vec![format!("agent.json  {why}")])?;
+        let file: AgentFile =
+            serde_json::from_str(&text).map_err(|error| vec![format!("agent.json  {error}")])?;
+        let entries = (file.stages.len(), file.tools.len());
+        let mut mistakes = Mistakes(Vec::new());
+        let mut agent = Agent {
+            name: file.agent_name,
+            company: file.company_name,
+            language: file.language,
+            first_message: file.first_message,
+            phrases: file.phrases,
+            first_stage: file.first_stage,
+            stages: mistakes.entries("stages", file.stages),
+            tools: BTreeMap::new(),
+            calendars: file.calendars,
+        };
+        for (name, tool) in mistakes.entries("tools", file.tools) {
+            if let Some(tool) = mistakes.tool(&name, tool) {
+                agent.tools.insert(name, tool);
+            }
+        }
+        for (name, stage) in &mut agent.stages {
+            mistakes.prompt(name, stage, read);
+        }
+        mistakes.fixed_texts(&agent);
+        if (agent.stages.len(), agent.tools.len()) == entries {
+            // An entry that could not be read would be missed everywhere, which helps nobody.
+            mistakes.names_that_lead_nowhere(&agent);
+            mistakes.stages_nobody_enters(&agent);
+        }
+        if mistakes.0.is_empty() { Ok(agent) } else { Err(mistakes.0) }
+    }
+
+    /// A tool that could only fail is not offered: the model would try it, and apologise.
+    pub(crate) fn offer_only_what_works(&mut self, config: &Config) {
+        let tools = &self.tools;
+        for stage in self.stages.values_mut() {
+            stage.tools.retain(|name| match tools.get(name).map(|tool| &tool.action) {
+                Some(ToolAction::N8n { .. }) => config.n8n_webhook_url.is_some(),
+                Some(ToolAction::Ultravox { tool, .. }) => {
+                    tool != "queryCorpus" || config.ultravox_corpus_id.is_some()
+                }
+                Some(ToolAction::Transfer(_)) => config.fallback_number.is_some(),
+                Some(
+                    ToolAction::EnterStage { .. } | ToolAction::Reply(_) | ToolAction::HangUp(_),
+                )
+                | None => true,
+            });
+        }
+    }
+}
+
+impl Tool {
+    /// The parameter that names a calendar, if this tool has one.
+    pub(crate) fn calendar_parameter(&self) -> Option<&String> {
+        match &self.action {
+            ToolAction::N8n { calendar, .. } => calendar.as_ref(),
+            ToolAction::EnterStage { .. }
+            | ToolAction::Reply(_)
+            | ToolAction::HangUp(_)
+            | ToolAction::Transfer(_)
+            | ToolAction::Ultravox { .. } => None,
+        }
+    }
+}
+
+pub(crate) fn find_calendar<'a>(bridge: &'a Bridge, location: &str) -> Option<&'a str> {
+    let found = bridge.agent.calendars.iter().find(|(name, _)| name.eq_ignore_ascii_case(location));
+    found.map(|(_, email)| email.as_str())
+}
+
+#[cfg(test)]
+mod tests;

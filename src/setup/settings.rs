@@ -1,0 +1,230 @@
+//! The settings: names, defaults, and what they become.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use serde_json::json;
+
+use crate::setup::values::Settings;
+use crate::toolbox::failure::Secret;
+use crate::toolbox::log::{Level, LogFormat};
+
+/// `API_TOKEN`. A shorter one could be guessed.
+pub(crate) const API_TOKEN_CHARS_MIN: usize = 16;
+/// Every setting, in the order of `.env.example` and the README.
+pub(crate) const SETTINGS: [&str; 30] = [
+    "ULTRAVOX_API_KEY",
+    "PUBLIC_URL",
+    "N8N_WEBHOOK_URL",
+    "PORT",
+    "BIND",
+    "TWILIO_AUTH_TOKEN",
+    "TWILIO_ACCOUNT_SID",
+    "TWILIO_PHONE_NUMBER",
+    "API_TOKEN",
+    "OUTGOING_ALLOW",
+    "ANSWERING_MACHINE_MESSAGE",
+    "FIRST_MESSAGE",
+    "AGENT_DIR",
+    "DATA_DIR",
+    "KEEP_DAYS",
+    "ULTRAVOX_MODEL",
+    "ULTRAVOX_CORPUS_ID",
+    "N8N_HMAC_SECRET",
+    "N8N_AUTH_HEADER",
+    "FALLBACK_NUMBER",
+    "MAX_CALLS",
+    "MAX_CALL_SECONDS",
+    "CALLS_PER_NUMBER_PER_HOUR",
+    "DRAIN_SECONDS",
+    "LOG_LEVEL",
+    "LOG_FORMAT",
+    "ULTRAVOX_API_URL",
+    "TWILIO_API_URL",
+    "NGROK_API_URL",
+    "SSL_CERT_FILE",
+];
+
+/// What the owner has set. Read once; behind this door nothing looks at the environment.
+pub(crate) struct Config {
+    pub(crate) ultravox_api_key: Secret,
+    /// Without a trailing slash: `https://host[:port][/path]`.
+    pub(crate) public_url: String,
+    pub(crate) n8n_webhook_url: Option<String>,
+    pub(crate) port: u16,
+    pub(crate) bind: IpAddr,
+    pub(crate) twilio_auth_token: Option<Secret>,
+    pub(crate) twilio_account_sid: Option<String>,
+    pub(crate) twilio_phone_number: Option<String>,
+    pub(crate) api_token: Option<Secret>,
+    /// Beginnings of the numbers that may be rung. None: no outgoing calls.
+    pub(crate) outgoing_allow: Vec<String>,
+    /// What an answering machine is told. None: it is hung up on.
+    pub(crate) answering_machine_message: Option<String>,
+    pub(crate) first_message: Option<String>,
+    pub(crate) agent_dir: Option<PathBuf>,
+    pub(crate) data_dir: PathBuf,
+    pub(crate) keep: Duration,
+    pub(crate) ultravox_model: String,
+    pub(crate) ultravox_corpus_id: Option<String>,
+    pub(crate) n8n_hmac_secret: Option<Secret>,
+    pub(crate) n8n_auth_header: Option<(String, Secret)>,
+    pub(crate) fallback_number: Option<String>,
+    pub(crate) max_calls: usize,
+    pub(crate) max_call: Duration,
+    pub(crate) calls_per_number_per_hour: usize,
+    pub(crate) drain: Duration,
+    pub(crate) log_level: Level,
+    pub(crate) log_format: LogFormat,
+    pub(crate) ultravox_api_url: String,
+    pub(crate) twilio_api_url: String,
+    pub(crate) ngrok_api_url: String,
+    pub(crate) ssl_cert_file: Option<PathBuf>,
+}
+
+impl Config {
+    /// All complaints at once.
+    pub(crate) fn load() -> Result<Config, Vec<String>> {
+        let (values, complaints) = settings_in_force();
+        Config::from_values(values, complaints)
+    }
+
+    pub(crate) fn from_values(
+        values: HashMap<String, String>,
+        complaints: Vec<String>,
+    ) -> Result<Config, Vec<String>> {
+        let (config, complaints) = Config::understand(values, complaints);
+        if complaints.is_empty() { Ok(config) } else { Err(complaints) }
+    }
+
+    /// What is missing or malformed is complained of, and stands at its default.
+    pub(crate) fn understand(
+        values: HashMap<String, String>,
+        complaints: Vec<String>,
+    ) -> (Config, Vec<String>) {
+        let mut settings = Settings { values, complaints };
+        let config = Config {
+            ultravox_api_key: Secret(
+                settings
+                    .required("ULTRAVOX_API_KEY", "get one at app.ultravox.ai, Settings, API keys"),
+            ),
+            public_url: settings.public_url(),
+            n8n_webhook_url: settings.url("N8N_WEBHOOK_URL"),
+            port: settings.number("PORT", 8_000, 0, u16::MAX),
+            bind: settings
+                .parsed("BIND", "an IP address such as 0.0.0.0")
+                .unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
+            twilio_auth_token: settings.text("TWILIO_AUTH_TOKEN").map(Secret),
+            twilio_account_sid: settings.account_sid("TWILIO_ACCOUNT_SID"),
+            twilio_phone_number: settings.phone_number("TWILIO_PHONE_NUMBER"),
+            api_token: settings.api_token("API_TOKEN"),
+            outgoing_allow: settings.prefixes("OUTGOING_ALLOW"),
+            answering_machine_message: settings.text("ANSWERING_MACHINE_MESSAGE"),
+            first_message: settings.text("FIRST_MESSAGE"),
+            agent_dir: settings.text("AGENT_DIR").map(PathBuf::from),
+            data_dir: PathBuf::from(settings.text("DATA_DIR").unwrap_or_else(|| "data".into())),
+            keep: Duration::from_secs(86_400 * settings.number("KEEP_DAYS", 30, 0, 36_500)),
+            ultravox_model: settings
+                .text("ULTRAVOX_MODEL")
+                .unwrap_or_else(|| "ultravox-v0.7".into()),
+            ultravox_corpus_id: settings.text("ULTRAVOX_CORPUS_ID"),
+            n8n_hmac_secret: settings.text("N8N_HMAC_SECRET").map(Secret),
+            n8n_auth_header: settings.header("N8N_AUTH_HEADER"),
+            fallback_number: settings.phone_number("FALLBACK_NUMBER"),
+            max_calls: settings.number("MAX_CALLS", 50, 1, 10_000),
+            max_call: Duration::from_secs(settings.number("MAX_CALL_SECONDS", 1_800, 10, 14_400)),
+            calls_per_number_per_hour: settings.number("CALLS_PER_NUMBER_PER_HOUR", 20, 1, 100_000),
+            drain: Duration::from_secs(settings.number("DRAIN_SECONDS", 300, 0, 14_400)),
+            log_level: settings.one_of(
+                "LOG_LEVEL",
+                &[
+                    ("info", Level::Info),
+                    ("error", Level::Error),
+                    ("warn", Level::Warn),
+                    ("debug", Level::Debug),
+                ],
+            ),
+            log_format: settings
+                .one_of("LOG_FORMAT", &[("text", LogFormat::Text), ("json", LogFormat::Json)]),
+            ultravox_api_url: settings
+                .url("ULTRAVOX_API_URL")
+                .unwrap_or_else(|| "https://api.ultravox.ai".into()),
+            twilio_api_url: settings
+                .url("TWILIO_API_URL")
+                .unwrap_or_else(|| "https://api.twilio.com".into()),
+            ngrok_api_url: settings
+                .url("NGROK_API_URL")
+                .unwrap_or_else(|| "http://127.0.0.1:4040".into()),
+            ssl_cert_file: settings.text("SSL_CERT_FILE").map(PathBuf::from),
+        };
+        (config, settings.complaints)
+    }
+}
+
+/// The environment first, then `.env`. With it, what could not be read.
+pub(crate) fn settings_in_force() -> (HashMap<String, String>, Vec<String>) {
+    let mut values: HashMap<String, String> = HashMap::new();
+    let mut complaints = Vec::new();
+    match dotenvy::from_path_iter(".env") {
+        Ok(lines) => {
+            for line in lines {
+                match line {
+                    Ok((name, value)) => drop(values.insert(name, value)),
+                    // The error quotes the line, which may hold a secret; its name may not.
+                    Err(_) => complaints.push(
+                        ".env  has a line that is not NAME=value (with spaces: in quotes)".into(),
+                    ),
+                }
+            }
+        }
+        Err(dotenvy::Error::Io(error)) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => complaints.push(format!(".env cannot be read: {error}")),
+    }
+    for name in SETTINGS {
+        match std::env::var(name) {
+            Ok(value) => drop(values.insert(name.to_owned(), value)),
+            Err(std::env::VarError::NotPresent) => {}
+            Err(std::env::VarError::NotUnicode(_)) => {
+                complaints.push(format!("{name}  is not readable text"));
+            }
+        }
+    }
+    (values, complaints)
+}
+
+impl Config {
+    /// What others answer may quote what we have sent them, as it is or in JSON.
+    pub(crate) fn hide_secrets(&self, text: String) -> String {
+        let header = self.n8n_auth_header.as_ref().map(|(_, value)| value);
+        let optional =
+            [&self.twilio_auth_token, &self.api_token, &self.n8n_hmac_secret].map(Option::as_ref);
+        let secrets = optional.into_iter().chain([header, Some(&self.ultravox_api_key)]).flatten();
+        let mut forms: Vec<String> = secrets.map(|secret| secret.reveal().to_owned()).collect();
+        // The user and password of an address are sent as Basic authentication.
+        let login = self.n8n_webhook_url.as_deref().and_then(login_in);
+        forms.extend(login.map(|login| BASE64.encode(login)));
+        let in_json = |form: &String| {
+            let quoted = json!(form).to_string();
+            quoted.get(1..quoted.len() - 1).map(str::to_owned)
+        };
+        forms.extend(forms.iter().filter_map(in_json).collect::<Vec<_>>());
+        // A key that is missing, which only `check` goes on from, stands everywhere in a text.
+        forms.retain(|form| !form.is_empty() && text.contains(form));
+        // One secret may be the beginning of another.
+        forms.sort_by_key(|form| std::cmp::Reverse(form.len()));
+        forms.iter().fold(text, |text, form| text.replace(form, "***"))
+    }
+}
+
+/// `user:password` of an address, if it has one.
+pub(crate) fn login_in(url: &str) -> Option<&str> {
+    url.split('/').nth(2)?.rsplit_once('@').map(|(login, _)| login)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,46 @@
+//! The first lines of the log.
+
+use std::net::SocketAddr;
+
+use crate::Bridge;
+use crate::toolbox::log::log;
+
+/// The start lines: what is in force, and what its owner may not have meant.
+pub(crate) fn introduce(bridge: &Bridge, address: SocketAddr) {
+    let config = &bridge.config;
+    log!(Info, "callbridge {} listening on {address}", env!("CARGO_PKG_VERSION"));
+    log!(Info, "Twilio's Voice webhook is {}/incoming-call (POST)", config.public_url);
+    let agent = &bridge.agent;
+    log!(
+        Info,
+        "agent {} of {}: {} stages, {} tools, model {}",
+        agent.name,
+        agent.company,
+        agent.stages.len(),
+        agent.tools.len(),
+        config.ultravox_model
+    );
+    log!(
+        Info,
+        "at most {} calls of {} s each; data in {}",
+        config.max_calls,
+        config.max_call.as_secs(),
+        config.data_dir.display()
+    );
+    match config.api_token {
+        Some(_) => log!(Info, "live page: {}/ (password: API_TOKEN)", config.public_url),
+        None => log!(Info, "API_TOKEN is not set: no live page, no outgoing calls"),
+    }
+    if config.n8n_webhook_url.is_none() {
+        log!(
+            Warn,
+            "N8N_WEBHOOK_URL is not set: default greeting, no n8n tools, transcripts stay on disk"
+        );
+    }
+    if config.ultravox_corpus_id.is_none() {
+        log!(Info, "ULTRAVOX_CORPUS_ID is not set: the agent cannot look things up (queryCorpus)");
+    }
+    if config.twilio_auth_token.is_none() {
+        log!(Warn, "TWILIO_AUTH_TOKEN is not set: anyone can start calls here that you pay for");
+    }
+}

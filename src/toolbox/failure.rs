@@ -1,0 +1,118 @@
+//! Who failed, at what, why, and what to do about it.
+
+use std::fmt::{self, Display};
+
+/// Why the program ends without having done what it was asked for.
+pub(crate) enum Stop {
+    /// Exit status 2: a wrong command line, settings or agent file. Mend it and start again.
+    Misused(String),
+    /// Exit status 1: something outside did not work.
+    Failed(String),
+}
+
+pub(crate) fn needs_attention(what: &str, complaints: &[String]) -> Stop {
+    let (count, plural) =
+        (complaints.len(), if complaints.len() == 1 { " needs" } else { "s need" });
+    let mut text = format!("callbridge: {count} {what}{plural} attention");
+    for complaint in complaints {
+        text.push_str("\n  ");
+        text.push_str(complaint);
+    }
+    Stop::Misused(text)
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Party {
+    Twilio,
+    Ultravox,
+    N8n,
+}
+
+impl Party {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Party::Twilio => "Twilio",
+            Party::Ultravox => "Ultravox",
+            Party::N8n => "n8n",
+        }
+    }
+}
+
+/// Who failed, at what, why, and what to do about it, in one line.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) party: Party,
+    pub(crate) what: String,
+    pub(crate) advice: Option<&'static str>,
+    pub(crate) source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    /// Nothing can have happened at the other end: it is safe to try again.
+    pub(crate) certainly_not_done: bool,
+    /// The request was understood and not wanted in this form.
+    pub(crate) refused: bool,
+}
+
+impl Failure {
+    pub(crate) fn new(party: Party, what: impl Into<String>) -> Failure {
+        Failure {
+            party,
+            what: what.into(),
+            advice: None,
+            source: None,
+            certainly_not_done: false,
+            refused: false,
+        }
+    }
+
+    pub(crate) fn advise(self, advice: &'static str) -> Failure {
+        Failure { advice: Some(advice), ..self }
+    }
+
+    pub(crate) fn caused_by(
+        self,
+        source: impl std::error::Error + Send + Sync + 'static,
+    ) -> Failure {
+        Failure { source: Some(Box::new(source)), ..self }
+    }
+
+    pub(crate) fn certainly_not_done(self) -> Failure {
+        Failure { certainly_not_done: true, ..self }
+    }
+}
+
+impl Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{}: {}", self.party.name(), self.what)?;
+        if let Some(source) = &self.source {
+            write!(f, ": {source}")?;
+        }
+        match self.advice {
+            Some(advice) => write!(f, " ({advice})"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl std::error::Error for Failure {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.source.as_deref().map(|source| source as &(dyn std::error::Error + 'static))
+    }
+}
+
+/// A text that must not be seen. Printing it shows `***`.
+#[derive(Clone)]
+pub(crate) struct Secret(pub(crate) String);
+
+impl Secret {
+    pub(crate) fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+#[cfg(test)]
+mod tests;

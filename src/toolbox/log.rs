@@ -1,0 +1,179 @@
+//! The log: one line an event, on standard error.
+
+use std::fmt::{self, Display};
+use std::io::{self, Write};
+use std::sync::OnceLock;
+
+use serde_json::json;
+
+use crate::toolbox::metrics::LOG_LINES;
+use crate::toolbox::text::{is_e164, shorten, shorten_number};
+
+/// The nine steps. The log, the banners below, the README and the demo use the same numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    Bridge = 0,
+    Ring = 1,
+    Greeting = 2,
+    Agent = 3,
+    Answer = 4,
+    Stream = 5,
+    Talk = 6,
+    Act = 7,
+    Goodbye = 8,
+    After = 9,
+}
+
+/// One line in the log: `log!(Warn, "…")` for the bridge, `log!(call, Warn, Talk, "…")` for a
+/// call. Behind a semicolon stand the variables that `LOG_FORMAT=json` shows as fields as well. It
+/// stands here because Rust wants a macro before its first use.
+macro_rules! log {
+    ($level:ident, $text:literal $(, $value:expr)* $(,)? $(; $($fact:ident),+)?) => {
+        $crate::toolbox::log::write_log(
+            $crate::toolbox::log::Level::$level,
+            &$crate::toolbox::log::About { sid: None, step: $crate::toolbox::log::Step::Bridge },
+            format_args!($text $(, $value)*),
+            &[$($((stringify!($fact), &$fact as &dyn ::std::fmt::Display)),+)?],
+        )
+    };
+    (
+        $call:expr, $level:ident, $step:ident,
+        $text:literal $(, $value:expr)* $(,)? $(; $($fact:ident),+)?
+    ) => {
+        $crate::toolbox::log::write_log(
+            $crate::toolbox::log::Level::$level,
+            &$crate::toolbox::log::About { sid: Some(&*$call.sid), step: $crate::toolbox::log::Step::$step },
+            format_args!($text $(, $value)*),
+            &[$($((stringify!($fact), &$fact as &dyn ::std::fmt::Display)),+)?],
+        )
+    };
+}
+pub(crate) use log;
+
+/// A line in the log. What is longer is cut.
+pub(crate) const LOG_CHARS_MAX: usize = 1_000;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
+pub(crate) enum Level {
+    Error,
+    Warn,
+    Info,
+    Debug,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LogFormat {
+    Text,
+    Json,
+}
+
+pub(crate) static LOG: OnceLock<(Level, LogFormat)> = OnceLock::new();
+
+pub(crate) fn log_as(level: Level, format: LogFormat) {
+    if LOG.set((level, format)).is_err() {
+        // Settings are read once.
+    }
+}
+
+/// What a line is about: a call, if any, and the step it is in.
+pub(crate) struct About<'a> {
+    pub(crate) sid: Option<&'a str>,
+    pub(crate) step: Step,
+}
+
+/// Stands in for a call in `log!`, where there is no call, or not yet.
+pub(crate) struct Sid<'a> {
+    pub(crate) sid: &'a str,
+}
+
+/// One line: `12:04:31.207 CA9f3c 3 agent    Ultravox call 7c21 ready after 412 ms`.
+pub(crate) fn write_log(
+    level: Level,
+    about: &About,
+    what: fmt::Arguments,
+    facts: &[(&str, &dyn Display)],
+) {
+    match level {
+        Level::Error => LOG_LINES.of(&["error"]).add(),
+        Level::Warn => LOG_LINES.of(&["warn"]).add(),
+        Level::Info | Level::Debug => {}
+    }
+    let (most, format) = LOG.get().copied().unwrap_or((Level::Info, LogFormat::Text));
+    if level > most {
+        return;
+    }
+    let now = jiff::Zoned::now();
+    let (number, word) = (about.step as u8, format!("{:?}", about.step).to_lowercase());
+    let what = presentable(&what.to_string());
+    let line = match format {
+        LogFormat::Text => {
+            let label = match level {
+                Level::Error => "error: ",
+                Level::Warn => "warning: ",
+                Level::Info | Level::Debug => "",
+            };
+            format!(
+                "{} {:<6} {number} {word:<8} {label}{what}\n",
+                now.strftime("%H:%M:%S%.3f"),
+                about.sid.map_or("-", shorten)
+            )
+        }
+        LogFormat::Json => {
+            let mut line = json!({
+                "time": now.strftime("%Y-%m-%dT%H:%M:%S%.3f%:z").to_string(),
+                "level": format!("{level:?}").to_lowercase(),
+                "call": about.sid,
+                "step": number,
+                "stepName": word,
+                "message": what,
+            });
+            for (name, fact) in facts {
+                let fact = presentable(&fact.to_string());
+                line[name] =
+                    fact.parse::<u64>().map_or_else(|_| json!(fact), |number| json!(number));
+            }
+            format!("{line}\n")
+        }
+    };
+    complain_raw(&line);
+}
+
+/// What others have sent may be quoted in a line. It must not begin a line of its own, steer the
+/// reader's terminal, hold a number that somebody could call, or go on for ever.
+pub(crate) fn presentable(text: &str) -> String {
+    let mut presentable = String::with_capacity(text.len().min(LOG_CHARS_MAX));
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once('+') {
+        let digits = after.bytes().take_while(u8::is_ascii_digit).count();
+        let (number, behind) = after.split_at(digits);
+        let number = format!("+{number}");
+        presentable.push_str(before);
+        presentable.push_str(&if is_e164(&number) { shorten_number(&number) } else { number });
+        rest = behind;
+    }
+    presentable.push_str(rest);
+    presentable.chars().map(harmless).take(LOG_CHARS_MAX).collect()
+}
+
+/// Unicode has line ends and changes of direction that do not count as control characters.
+pub(crate) fn harmless(c: char) -> char {
+    let steers = matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    if c.is_control() || steers { ' ' } else { c }
+}
+
+/// For `--help` and `--version`: what was asked for goes to standard output.
+pub(crate) fn say(text: &str) {
+    if io::stdout().write_all(text.as_bytes()).is_err() {
+        // Nobody listens.
+    }
+}
+
+pub(crate) fn complain(text: &str) {
+    complain_raw(&format!("{}\n", text.trim_end()));
+}
+
+pub(crate) fn complain_raw(text: &str) {
+    if io::stderr().write_all(text.as_bytes()).is_err() {
+        // A log that cannot be written must not end a call.
+    }
+}
