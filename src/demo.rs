@@ -1040,6 +1040,12 @@ impl Bridge {
         SocketAddr::from((Ipv4Addr::LOCALHOST, self.port.load(Ordering::Acquire)))
     }
 
+    /// From now on the world comes in through a proxy that listens here, until
+    /// the next [`Bridge::restart`], which would take the proxy's port.
+    pub fn is_behind(&self, port: u16) {
+        self.port.store(port, Ordering::Release);
+    }
+
     /// The process id, while it runs.
     pub fn pid(&self) -> Option<u32> {
         lock(&self.running).as_ref().map(|running| running.child.id())
