@@ -113,14 +113,13 @@ use crate::around::shutdown::await_end;
 use crate::door::inner::start_http;
 use crate::door::reply::{Reply, header, read_body};
 use crate::door::{Lobby, Visit, front_door};
-use crate::outbox_verb::outbox_command;
 use crate::owner::access::{from_owner, order_from_owner};
 use crate::owner::calls::{call_list, call_story};
 use crate::owner::metrics::metrics;
 use crate::owner::outgoing::{Ringing, outgoing_call};
 use crate::owner::page::page;
 use crate::owner::phone::{browser_call, browser_stream, browser_stream_ended};
-use crate::parties::n8n::reply::{read_greeting, understand_reply};
+use crate::parties::n8n::reply::{n8n_refusal, read_greeting, understand_reply};
 use crate::parties::n8n::{N8nReply, ToN8n, ask_n8n};
 use crate::parties::twilio::stream::{
     CallerLeg, FromTwilio, TO_TWILIO_BYTES_MAX, accept_stream, await_start, media_for_the_eye,
@@ -133,11 +132,13 @@ use crate::parties::ultravox::leg::{FromAgent, Invocation, ToolResult, ping, tel
 use crate::parties::ultravox::{
     AGENT_AHEAD_MS, AgentCall, agent_call_for_the_eye, host_only, post_agent_call, selected_tools,
 };
+use crate::records::ended_by::EndedBy;
+use crate::records::event::{Direction, Event, ToolAsked};
 use crate::records::exhibit::Exhibit;
-use crate::records::journal::{Direction, HangUp, Journal, WIRE_CHARS_MAX, end_event};
-use crate::records::outbox::{Outbox, Parcel, start_outbox, transfer_max};
-use crate::records::past::Filed;
-use crate::records::transcript::{Heard, LINE_BROKE, Line, NOBODY_ANSWERED, Transcript};
+use crate::records::journal::{Journal, WIRE_CHARS_MAX};
+use crate::records::outbox::{DELIVER_WITHIN, Delivery, Outbox};
+use crate::records::past::PastCall;
+use crate::records::transcript::{Heard, Transcript};
 use crate::setup::agent::{Agent, Tool, ToolAction, find_calendar};
 use crate::setup::settings::Config;
 use crate::setup::start_lines::introduce;
@@ -165,7 +166,7 @@ mod door;
 #[cfg(test)]
 #[path = "../tests/fuzz/feed.rs"]
 mod feed;
-mod outbox_verb;
+mod outbox;
 mod owner;
 mod parties;
 mod records;
@@ -226,6 +227,14 @@ const TOO_LONG_GRACE: Duration = Duration::from_secs(15);
 /// An agent that takes over late in a call gets at least this much of it.
 const LAST_WORDS_MIN: Duration = Duration::from_secs(30);
 
+/// What a new agent is told that takes over from one whose line broke.
+const LINE_BROKE: &str = "(The line was interrupted for a moment and is back. Say so briefly, \
+    do not greet again, and go on exactly where the conversation was.)";
+
+/// What it is told when a transfer came to nothing.
+const NOBODY_ANSWERED: &str = "(The caller was to be put through to a person, but nobody answered. \
+    Tell them so, apologise, do not greet again, and offer to help or to take a note.)";
+
 /// A pause this long after a key ends a number being keyed in.
 const KEYS_PAUSE: Duration = Duration::from_secs(1);
 
@@ -274,8 +283,8 @@ fn main() -> ExitCode {
     let outcome = match words.as_slice() {
         [] => serve(),
         ["check", options @ ..] => check::run(options),
-        ["outbox"] => outbox_command(false),
-        ["outbox", "--retry"] => outbox_command(true),
+        ["outbox"] => outbox::run(false),
+        ["outbox", "--retry"] => outbox::run(true),
         ["workflow"] => workflow::run(),
         ["diagram"] => diagram::run(diagram::Form::Mermaid),
         ["diagram", "--plain"] => diagram::run(diagram::Form::Plain),
@@ -366,7 +375,9 @@ fn run(bridge: &'static Bridge, listener: TcpListener) -> io::Result<()> {
     spawn("front door".into(), move || front_door(bridge, &listener))?;
     // Thousands of journals take a while to read. Neither a caller nor a signal waits for them.
     spawn("journals".into(), move || {
-        if let Err(error) = start_outbox(bridge) {
+        let is_ours = |sid: &str| bridge.calls.knows(sid);
+        let file = |delivery: &mut Delivery| file_transcript(bridge, delivery);
+        if let Err(error) = bridge.outbox.start(is_ours, file) {
             log!(Error, "transcripts stay on disk until the next start: {error}");
         }
     })?;
@@ -388,7 +399,7 @@ impl Bridge {
             web: http_agent(roots),
             calls: Calls::default(),
             lobby: Lobby::default(),
-            outbox: Outbox::default(),
+            outbox: Outbox::new(&config),
             ringing: Ringing::default(),
             metrics: Metrics::new(&agent),
             began: Timestamp::now(),
@@ -516,12 +527,8 @@ fn take_call(bridge: &'static Bridge, incoming: &IncomingCall) -> Answer {
     }
     let does = if *direction == Direction::Out { "has picked up" } else { "is calling" };
     log!(call, Info, Ring, "{} {does}", shorten_number(number));
-    call.journal.note(&json!({
-        "event": "ring",
-        "callSid": call.sid,
-        "number": call.number,
-        "direction": direction,
-    }));
+    let (call_sid, number) = (call.sid.clone(), call.number.clone());
+    call.journal.note(&Event::Ring { call_sid, number, direction: *direction });
     call.show(Exhibit::Ring, || wire.clone());
     let opening = match direction {
         Direction::In | Direction::Browser => Opening::Greet(greeting(&call)),
@@ -545,11 +552,11 @@ fn connect_to_agent(call: &Arc<Call>, slot: CallSlot, opening: &Opening) -> Answ
         }
         Err(failure) => {
             log!(call, Error, Agent, "{failure}");
-            call.hang_up(HangUp::NoAgent);
+            call.hang_up(EndedBy::NoAgent);
             cannot_serve(call.bridge, &call.bridge.agent.phrases.apology)
         }
     };
-    call.journal.note(&json!({"event": "answer", "ms": ms, "what": answer.word()}));
+    call.journal.note(&Event::Answer { what: answer.word().into(), ms });
     call.show(Exhibit::Answer, || answer.for_the_eye(call.bridge));
     if ready.is_err() {
         after(call);
@@ -633,11 +640,21 @@ struct CallState {
     silent_since: Option<Instant>,
     /// The mark that came back last.
     mark: String,
-    hang_up: Option<HangUp>,
+    hang_up: Option<EndedBy>,
     /// Twilio has said `stop` before we have closed the stream: there is no caller any more.
     stopped: bool,
     /// We have closed the stream, or are about to.
     said_goodbye: bool,
+}
+
+impl CallState {
+    /// Missing until it has ended. Of a caller who has left, nobody is there to be put through.
+    fn how_it_ended(&self) -> Option<EndedBy> {
+        match self.hang_up {
+            Some(EndedBy::Transferred) if self.stopped => Some(EndedBy::CallerLeft),
+            how => how,
+        }
+    }
 }
 
 impl Call {
@@ -653,7 +670,7 @@ impl Call {
             state: Mutex::new(state),
             changed: Condvar::new(),
             transcript: Mutex::default(),
-            journal: Journal::at(Journal::path(&bridge.config.data_dir, incoming.sid)),
+            journal: Journal::begin(&bridge.config.data_dir, incoming.sid),
             shown: AtomicU64::new(0),
             loud_at_ms: AtomicU64::new(0),
             tool_answers: Mutex::default(),
@@ -662,33 +679,33 @@ impl Call {
     }
 
     /// The same call, from what a process that is gone (or a transfer that failed) has left of it.
-    fn from_journal(bridge: &'static Bridge, path: PathBuf, filed: Filed) -> Call {
+    fn from_journal(bridge: &'static Bridge, path: PathBuf, past: PastCall) -> Call {
         let incoming = IncomingCall {
-            sid: &filed.sid,
-            number: &filed.number,
-            direction: filed.direction,
+            sid: &past.sid,
+            number: &past.number,
+            direction: past.direction,
             first_message: String::new(),
             wire: String::new(),
         };
         let mut call = Call::new(bridge, &incoming);
-        call.began = filed.began.unwrap_or(call.began);
+        call.began = past.began.unwrap_or(call.began);
         {
             let mut state = lock(&call.state);
-            if bridge.agent.stages.contains_key(&filed.stage) {
-                state.stage = filed.stage;
+            if bridge.agent.stages.contains_key(&past.stage) {
+                state.stage = past.stage;
             }
-            state.agent_id = filed.agent_id;
-            state.agents = filed.agents;
+            state.agent_id = past.agent_id;
+            state.agents = past.agents;
         }
-        call.rang = Instant::now().checked_sub(filed.age).unwrap_or(call.rang);
-        call.transcript = Mutex::new(filed.transcript);
+        call.rang = Instant::now().checked_sub(past.age).unwrap_or(call.rang);
+        call.transcript = Mutex::new(past.transcript);
         call.journal = Journal::at(path);
         call
     }
 
     /// The one way down. The first reason counts; the agent's socket is closed at once, so that
     /// nobody is listened to, or billed, after the end.
-    fn hang_up(&self, why: HangUp) {
+    fn hang_up(&self, why: EndedBy) {
         let agent = {
             let mut state = lock(&self.state);
             if state.hang_up.is_some() {
@@ -698,11 +715,10 @@ impl Call {
             state.token = None;
             state.agent.take()
         };
-        let (ended_by, ms) = (format!("{why:?}"), millis(self.rang.elapsed()));
+        let (ended_by, ms) = (why, millis(self.rang.elapsed()));
         let seconds = ms / 1_000;
         log!(self, Info, Goodbye, "{ended_by}, {seconds} s after it rang"; ended_by, seconds);
-        let event = json!({"event": "goodbye", "endedBy": ended_by, "ms": ms});
-        self.journal.note(&event);
+        self.journal.note(&Event::Goodbye { ended_by, ms });
         if let Some(agent) = agent {
             agent.close(CloseCode::Normal, "the call is over");
         }
@@ -826,7 +842,7 @@ fn ordered_greeting(call: &Call, first_message: &str) -> String {
 }
 
 fn note_greeting(call: &Call, from: &str, ms: u64, why: &str) {
-    call.journal.note(&json!({"event": "greeting", "from": from, "ms": ms, "why": why}));
+    call.journal.note(&Event::Greeting { from: from.into(), ms, why: why.into() });
 }
 
 fn ask_for_greeting(call: &Call) -> Result<Option<String>, Failure> {
@@ -940,7 +956,7 @@ fn create_agent_call(
     state.ends_by = Some(Instant::now() + max_duration(call, opening) + TOO_LONG_GRACE);
     let number = state.agents;
     drop(state);
-    call.journal.note(&json!({"event": "agent", "callId": created.id, "agent": number}));
+    call.journal.note(&Event::Agent { call_id: created.id.clone(), agent: number });
     call.show(Exhibit::Create, || agent_call_for_the_eye(&body));
     call.show(Exhibit::Created, || {
         let join_url = host_only(created.join_url.reveal());
@@ -1032,21 +1048,21 @@ fn agent_thread(call: &Arc<Call>, slot: CallSlot, agent: Arc<Duplex>) {
 
 /// Steps 5 to 7 on thread U. A broken line to the agent is mended, twice at most: the caller stays,
 /// and a new agent goes on where the old one was. Never two at once.
-fn converse(call: &Arc<Call>, mut agent: Arc<Duplex>) -> HangUp {
+fn converse(call: &Arc<Call>, mut agent: Arc<Duplex>) -> EndedBy {
     let mut resumes = 0;
     'conversation: loop {
         if !await_caller(call, STREAM_WITHIN) && !call.is_over() {
             agent.close(CloseCode::Normal, "nobody came");
-            return HangUp::NeverStreamed;
+            return EndedBy::NeverStreamed;
         }
         // Also if it is over already: what the agent has said by then belongs to the transcript.
         let why = relay_agent_to_caller(call, &agent);
-        if why != HangUp::AgentLost {
+        if why != EndedBy::AgentLost {
             // A cut without a goodbye would be a fault of the line in Ultravox's eyes.
             agent.close(CloseCode::Normal, "the call is over");
         }
         agent.shut();
-        while why == HangUp::AgentLost && !call.is_over() && resumes < RESUMES_MAX {
+        while why == EndedBy::AgentLost && !call.is_over() && resumes < RESUMES_MAX {
             resumes += 1;
             match resume_agent(call) {
                 Ok(next) => {
@@ -1228,7 +1244,7 @@ fn media_stream(bridge: &'static Bridge, visit: &Visit, head: Vec<u8>) {
     };
     visit.is_decided();
     let caller = Arc::new(CallerLeg::new(line, start.stream_sid));
-    call.journal.note(&json!({"event": "stream", "streamSid": caller.stream_sid}));
+    call.journal.note(&Event::Stream { stream_sid: caller.stream_sid.clone() });
     call.show(Exhibit::Start, || hidden(&wire, "/start/customParameters/token"));
     if !call.has_stream(&caller) {
         caller.socket.close(CloseCode::Normal, "the call is over");
@@ -1241,14 +1257,14 @@ fn media_stream(bridge: &'static Bridge, visit: &Visit, head: Vec<u8>) {
     let was_the_latest = call.forget_stream(&caller);
     match end {
         _ if call.is_over() || !was_the_latest => {}
-        StreamEnd::Stopped => call.hang_up(HangUp::CallerLeft),
+        StreamEnd::Stopped => call.hang_up(EndedBy::CallerLeft),
         StreamEnd::Broken(why) => {
             bridge.metrics.broken_lines.of(&["caller"]).add();
             log!(call, Warn, Stream, "the stream ended without a stop ({why}); another may come");
             caller.socket.close(CloseCode::Protocol, &why);
             caller.socket.shut();
             if !await_caller(&call, NEXT_STREAM_WITHIN) {
-                call.hang_up(HangUp::CallerLost);
+                call.hang_up(EndedBy::CallerLost);
             }
         }
     }
@@ -1370,7 +1386,7 @@ fn relay_caller_to_agent(call: &Arc<Call>, caller: &CallerLeg) -> StreamEnd {
         }
         keys.send_after_pause(call);
         if lock(&call.state).ends_by.is_some_and(|ends_by| Instant::now() > ends_by) {
-            call.hang_up(HangUp::TooLong);
+            call.hang_up(EndedBy::TooLong);
         }
     }
 }
@@ -1436,7 +1452,7 @@ static TONE_FRAME: LazyLock<Vec<u8>> = LazyLock::new(|| {
 });
 
 /// Until the agent is gone, or the call is over. Returns why.
-fn relay_agent_to_caller(call: &Arc<Call>, agent: &Arc<Duplex>) -> HangUp {
+fn relay_agent_to_caller(call: &Arc<Call>, agent: &Arc<Duplex>) -> EndedBy {
     let mut voice = Voice::default();
     let mut act = Act::new(call, agent);
     let relayed = call.bridge.metrics.relayed("to_caller");
@@ -1448,7 +1464,7 @@ fn relay_agent_to_caller(call: &Arc<Call>, agent: &Arc<Duplex>) -> HangUp {
         }
         let (message, arrived) = match received {
             Ok(message) => message,
-            Err(LineEnd::Quiet) if call.is_over() => return HangUp::CallerLeft,
+            Err(LineEnd::Quiet) if call.is_over() => return EndedBy::CallerLeft,
             Err(LineEnd::Quiet) if quiet == 0 => {
                 quiet += 1;
                 ping(agent);
@@ -1463,7 +1479,7 @@ fn relay_agent_to_caller(call: &Arc<Call>, agent: &Arc<Duplex>) -> HangUp {
                 }
                 log!(call, Error, Talk, "Ultravox: {end}");
                 call.bridge.metrics.broken_lines.of(&["agent"]).add();
-                return HangUp::AgentLost;
+                return EndedBy::AgentLost;
             }
         };
         quiet = 0;
@@ -1535,8 +1551,7 @@ impl Voice {
         if !self.spoke && !mulaw.is_empty() {
             self.spoke = true;
             if !call.has_shown(Exhibit::AgentFrame) {
-                let event = json!({"event": "first_word", "ms": millis(caller.since.elapsed())});
-                call.journal.note(&event);
+                call.journal.note(&Event::FirstWord { ms: millis(caller.since.elapsed()) });
             }
             call.show(Exhibit::AgentFrame, || {
                 let payload = cut(&BASE64.encode(&mulaw), 24);
@@ -1630,7 +1645,7 @@ struct Act<'a> {
     /// One result each, even if an invocation should be repeated to the letter.
     answered: HashSet<String>,
     /// What the agent leaves for, and since when.
-    leaving: Option<(HangUp, Instant)>,
+    leaving: Option<(EndedBy, Instant)>,
 }
 
 impl<'a> Act<'a> {
@@ -1639,12 +1654,12 @@ impl<'a> Act<'a> {
     }
 
     /// Why the agent is gone, when it has gone in an orderly way.
-    fn reason(&self) -> HangUp {
+    fn reason(&self) -> EndedBy {
         let shutting_down = self.call.bridge.stopping.load(Ordering::SeqCst);
         match self.leaving {
             Some((why, _)) => why,
-            None if shutting_down => HangUp::ShuttingDown,
-            None => HangUp::AgentLeft,
+            None if shutting_down => EndedBy::ShuttingDown,
+            None => EndedBy::AgentLeft,
         }
     }
 
@@ -1688,12 +1703,12 @@ impl<'a> Act<'a> {
                 self.enter_stage(stage, &self.fill(message, invocation))
             }
             ToolAction::HangUp(_) => {
-                self.leaving = Some((HangUp::AgentHungUp, errand.began));
+                self.leaving = Some((EndedBy::AgentHungUp, errand.began));
                 ToolResult::HangUp
             }
             // The agent leaves; step 8 lets Twilio ring the person.
             ToolAction::Transfer(_) => {
-                self.leaving = Some((HangUp::Transferred, errand.began));
+                self.leaving = Some((EndedBy::Transferred, errand.began));
                 ToolResult::HangUp
             }
             ToolAction::N8n { .. } => return ask_n8n_aside(tool, errand),
@@ -1715,7 +1730,7 @@ impl<'a> Act<'a> {
         let mut body = stage_body(self.call, stage);
         body["toolResultText"] = json!(message);
         log!(self.call, Info, Act, "the agent enters stage {stage}");
-        self.call.journal.note(&json!({"event": "stage", "stage": stage}));
+        self.call.journal.note(&Event::Stage { stage: stage.to_owned() });
         ToolResult::NewStage(body)
     }
 }
@@ -1726,7 +1741,7 @@ fn ask_n8n_aside(tool: &'static Tool, errand: Errand) {
     let aside = Arc::clone(&errand);
     let started = if running < TOOLS_AT_ONCE_MAX {
         spawn(format!("{} tool", shorten(&errand.call.sid)), move || {
-            aside.call.journal.note(&Value::Object(aside.event("tool_begins")));
+            aside.call.journal.note(&Event::ToolBegins(aside.asked()));
             let (result, outcome) = n8n_tool(&aside.call, tool, &aside.invocation);
             aside.is_done(&result, outcome);
             aside.call.tools_running.fetch_sub(1, Ordering::SeqCst);
@@ -1758,24 +1773,22 @@ impl Errand {
         let ms = millis(self.began.elapsed());
         let tool = &invocation.tool;
         log!(call, Info, Act, "{tool}: {outcome} after {ms} ms"; tool, outcome, ms);
-        let mut event = self.event("tool");
-        let result = call.bridge.config.hide_secrets(result.text().to_owned());
-        event.extend([
-            ("result".to_owned(), json!(cut(&result, WIRE_CHARS_MAX))),
-            ("outcome".to_owned(), json!(outcome)),
-            ("ms".to_owned(), json!(ms)),
-        ]);
-        call.journal.note(&Value::Object(event));
+        let told = call.bridge.config.hide_secrets(result.text().to_owned());
+        call.journal.note(&Event::Tool {
+            asked: self.asked(),
+            result: cut(&told, WIRE_CHARS_MAX),
+            outcome: outcome.into(),
+            ms,
+        });
     }
 
-    fn event(&self, name: &str) -> Map<String, Value> {
-        Map::from_iter([
-            ("event".to_owned(), json!(name)),
-            ("id".to_owned(), json!(self.invocation.id)),
-            ("tool".to_owned(), json!(cut(&self.invocation.tool, TOOL_NAME_CHARS_MAX))),
-            ("stage".to_owned(), json!(self.stage)),
-            ("arguments".to_owned(), self.arguments()),
-        ])
+    fn asked(&self) -> ToolAsked {
+        ToolAsked {
+            id: self.invocation.id.clone(),
+            tool: cut(&self.invocation.tool, TOOL_NAME_CHARS_MAX),
+            stage: self.stage.clone(),
+            arguments: self.arguments(),
+        }
     }
 
     /// Only the beginning of arguments without end is written out at all.
@@ -1894,18 +1907,12 @@ fn n8n_tool(call: &Call, tool: &Tool, invocation: &Invocation) -> (ToolResult, &
 // Fails:    never for long: the mark has a deadline of its own.
 // Not here: the caller's hang-up. Thread T sees it, and `Call::hang_up` closes the agent's leg.
 
-fn say_goodbye(call: &Call, why: HangUp) {
+fn say_goodbye(call: &Call, why: EndedBy) {
     call.hang_up(why);
     let Some(caller) = call.caller() else { return };
-    if why != HangUp::AgentLost {
+    if why != EndedBy::AgentLost {
         await_last_word(call, &caller);
     }
-    let mut state = lock(&call.state);
-    if state.stopped && state.hang_up == Some(HangUp::Transferred) {
-        // Nobody is left to be put through.
-        state.hang_up = Some(HangUp::CallerLeft);
-    }
-    drop(state);
     lock(&call.state).said_goodbye = true;
     caller.socket.close(CloseCode::Normal, "goodbye");
 }
@@ -1956,7 +1963,7 @@ fn what_comes_next(
     let has_left = is_final(call_status);
     match (dial_status, bridge.calls.find(sid)) {
         ("", Some(call)) if has_left => {
-            call.hang_up(HangUp::CallerLeft);
+            call.hang_up(EndedBy::CallerLeft);
             hang_up_for_good(bridge, sid)
         }
         ("", Some(call)) if !call.is_over() => another_stream(&call),
@@ -1974,22 +1981,22 @@ fn what_comes_next(
     }
 }
 
-fn after_the_agent(bridge: &Bridge, how: HangUp) -> Answer {
+fn after_the_agent(bridge: &Bridge, how: EndedBy) -> Answer {
     match (how, &bridge.config.fallback_number) {
-        (HangUp::Transferred, Some(number)) => Answer::Transfer(number.clone()),
-        (HangUp::AgentLost | HangUp::NoAgent | HangUp::NeverStreamed, _) => {
+        (EndedBy::Transferred, Some(number)) => Answer::Transfer(number.clone()),
+        (EndedBy::AgentLost | EndedBy::NoAgent | EndedBy::NeverStreamed, _) => {
             cannot_serve(bridge, &bridge.agent.phrases.apology)
         }
         (
-            HangUp::Transferred
-            | HangUp::CallerLeft
-            | HangUp::CallerLost
-            | HangUp::AgentHungUp
-            | HangUp::AgentLeft
-            | HangUp::TooLong
-            | HangUp::Machine
-            | HangUp::ShuttingDown
-            | HangUp::ProcessDied,
+            EndedBy::Transferred
+            | EndedBy::CallerLeft
+            | EndedBy::CallerLost
+            | EndedBy::AgentHungUp
+            | EndedBy::AgentLeft
+            | EndedBy::TooLong
+            | EndedBy::Machine
+            | EndedBy::ShuttingDown
+            | EndedBy::ProcessDied,
             _,
         ) => Answer::HangUp,
     }
@@ -2008,11 +2015,11 @@ fn call_status(bridge: &'static Bridge, form: &Form) -> Reply {
     let answered_by = form.get("AnsweredBy");
     bridge.calls.await_filed(sid);
     if let Some(call) = bridge.calls.find(sid) {
-        let event = json!({"event": "status", "status": status, "answeredBy": answered_by});
-        call.journal.note(&event);
+        let (reported, by) = (status.to_owned(), answered_by.to_owned());
+        call.journal.note(&Event::Status { status: reported, answered_by: by });
         if is_final(status) {
             log!(call, Info, Goodbye, "Twilio reports the call as {status}");
-            call.hang_up(HangUp::CallerLeft);
+            call.hang_up(EndedBy::CallerLeft);
         } else if answered_by.starts_with("machine") || answered_by == "fax" {
             leave_to_machine(&call, answered_by);
         }
@@ -2030,11 +2037,11 @@ fn leave_to_machine(call: &Arc<Call>, answered_by: &str) {
     let message = call.bridge.config.answering_machine_message.as_ref();
     let told = message.filter(|_| answered_by != "fax").zip(call.agent());
     let Some((message, agent)) = told else {
-        return call.hang_up(HangUp::Machine);
+        return call.hang_up(EndedBy::Machine);
     };
     let hang_up = json!({"type": "hang_up", "message": message}).to_string();
     if agent.send(Message::text(hang_up)).is_err() {
-        call.hang_up(HangUp::Machine);
+        call.hang_up(EndedBy::Machine);
     }
 }
 
@@ -2048,49 +2055,86 @@ fn leave_to_machine(call: &Arc<Call>, answered_by: &str) {
 // Not here: the caller's line. Nobody is on it any more.
 
 fn after(call: &Call) {
-    let mut state = lock(&call.state);
-    if state.stopped && state.hang_up == Some(HangUp::Transferred) {
-        // Nobody is left to be put through.
-        state.hang_up = Some(HangUp::CallerLeft);
-    }
-    let how = state.hang_up.unwrap_or(HangUp::NoAgent);
-    drop(state);
+    let how = lock(&call.state).how_it_ended().unwrap_or(EndedBy::NoAgent);
     let transcript = {
         let mut transcript = lock(&call.transcript);
-        for unfinished in transcript.lines.iter_mut().filter(|line| !line.finished) {
-            unfinished.finished = true;
-            call.journal.note(&unfinished.event());
+        for unfinished in transcript.finish() {
+            call.journal.note(&Event::Said(unfinished.clone()));
         }
         std::mem::take(&mut *transcript)
     };
-    // A transferred caller may come back. Until that is decided, the call has no end.
-    let transferred = how == HangUp::Transferred;
-    if transferred {
-        call.journal.note(&json!({"event": "transfer"}));
+    if how == EndedBy::Transferred {
+        // The caller may come back. Until that is decided, the call has no end.
+        call.journal.note(&Event::Transfer);
     } else {
-        call.journal.note(&end_event(how));
-        call.bridge.metrics.calls.of(&[&format!("{how:?}")]).add();
+        call.journal.note(&Event::End { ended_by: how });
+        call.bridge.metrics.calls.of(&[&how.to_string()]).add();
     }
-    call.bridge.outbox.add(Parcel {
-        sid: call.sid.clone(),
-        number: call.number.clone(),
-        transcript,
-        ended_by: format!("{how:?}"),
-        journal: call.journal.path.clone(),
-        unfinished: transferred,
-        tries: 0,
-        due: Instant::now()
-            + if transferred { transfer_max(call.direction) } else { Duration::ZERO },
-        since: Instant::now(),
-    });
+    let who = (&*call.sid, &*call.number, call.direction);
+    call.bridge.outbox.add(Delivery::new(who, transcript, how, &call.journal));
+}
+
+/// One try, on a thread of the outbox. An error: there is to be another.
+fn file_transcript(bridge: &Bridge, delivery: &mut Delivery) -> Result<(), Failure> {
+    if delivery.is_unfinished() {
+        if bridge.calls.find(&delivery.sid).is_some_and(|call| !call.is_over()) {
+            // It was taken up again, and files itself when it ends.
+            return Ok(());
+        }
+        delivery.finish();
+        bridge.metrics.calls.of(&[&delivery.ended_by.to_string()]).add();
+    }
+    if delivery.transcript.text().is_empty() {
+        log!(delivery, Info, After, "nothing was said, so there is no transcript to file");
+        delivery.note(&Event::Delivered);
+        return Ok(());
+    }
+    if bridge.config.n8n_webhook_url.is_none() {
+        log!(delivery, Info, After, "the transcript is in {}", delivery.journal().display());
+        return Ok(());
+    }
+    if PastCall::read(delivery.journal()).is_ok_and(|past| past.delivered) {
+        // `callbridge outbox --retry` was faster.
+        return Ok(());
+    }
+    offer(bridge, delivery)?;
+    delivery.note(&Event::Delivered);
+    let lines = delivery.transcript.count();
+    log!(delivery, Info, After, "n8n has the transcript of {lines} lines"; lines);
+    Ok(())
+}
+
+fn offer(bridge: &Bridge, delivery: &Delivery) -> Result<(), Failure> {
+    let ended_by = delivery.ended_by.to_string();
+    let question = ToN8n {
+        sid: &delivery.sid,
+        number: &delivery.number,
+        route: "2",
+        data: &delivery.transcript.text(),
+        key: format!("{}-2", delivery.sid),
+        ended_by: Some(&ended_by),
+    };
+    let show = |exhibit: Exhibit, text: &str| {
+        // Of many tries the first one.
+        if delivery.is_first_try() {
+            delivery.note(&exhibit.event(&bridge.config, text));
+        }
+    };
+    show(Exhibit::Filing, &question.for_the_eye());
+    // Every 2xx will do.
+    let taken = |reply: &N8nReply| {
+        show(Exhibit::Taken, &reply.for_the_eye());
+        n8n_refusal(reply).map_or(Ok(()), Err)
+    };
+    ask_n8n(bridge, &question, DELIVER_WITHIN, taken)
 }
 
 fn note_transcript(call: &Call, heard: &Heard) {
     let agent = lock(&call.state).agents;
     // Whoever looks at the call does not wait for the disk.
-    let event = lock(&call.transcript).hear(agent, heard).map(Line::event);
-    if let Some(event) = event {
-        call.journal.note(&event);
+    let said = lock(&call.transcript).hear(agent, heard).cloned();
+    if let Some(said) = said {
+        call.journal.note(&Event::Said(said));
     }
 }
 

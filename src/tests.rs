@@ -13,7 +13,8 @@ use serde_json::{Value, json};
 use tempfile::tempdir;
 
 use crate::feed::feed;
-use crate::records::journal::{Direction, Journal};
+use crate::records::event::Direction;
+use crate::records::journal::Journal;
 use crate::records::transcript::{Heard, Speaker};
 use crate::testing::{DEADLINE, bridge, invocation};
 use crate::{Call, IncomingCall, missing, note_transcript};

@@ -71,8 +71,8 @@ fn steps_have_the_same_numbers_and_words_everywhere() -> Result<(), Untidy> {
 
 #[test]
 fn the_page_knows_every_way_in_which_a_call_ends() -> Result<(), Untidy> {
-    let source = code_only(&read("src/main.rs")?);
-    let body = source.split("enum HangUp {").nth(1).and_then(|rest| rest.split('}').next());
+    let source = code_only(&read("src/records/ended_by.rs")?);
+    let body = source.split("enum EndedBy {").nth(1).and_then(|rest| rest.split('}').next());
     let ends: Vec<String> = body
         .unwrap_or_default()
         .split(',')
@@ -85,7 +85,7 @@ fn the_page_knows_every_way_in_which_a_call_ends() -> Result<(), Untidy> {
     if ends.is_empty() || on_page != ends {
         found.add(format!("src/page.html: ENDS. {}", first_difference(&ends, &on_page)));
     }
-    found.verdict("the ends of a call differ; the ones in `enum HangUp` are right")
+    found.verdict("the ends of a call differ; the ones in `enum EndedBy` are right")
 }
 
 #[test]

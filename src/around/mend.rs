@@ -3,13 +3,15 @@
 use std::sync::Arc;
 
 use crate::around::lines::Slot;
+use crate::records::ended_by::EndedBy;
 use crate::records::exhibit::Exhibit;
-use crate::records::journal::HangUp;
-use crate::records::past::{Filed, journal_of};
-use crate::records::transcript::LINE_BROKE;
+use crate::records::journal::journal_of;
+use crate::records::past::PastCall;
 use crate::toolbox::log::{Sid, log};
 use crate::toolbox::threads::lock;
-use crate::{Answer, Bridge, Call, Opening, after_the_agent, cannot_serve, connect_to_agent};
+use crate::{
+    Answer, Bridge, Call, LINE_BROKE, Opening, after_the_agent, cannot_serve, connect_to_agent,
+};
 
 /// Streams of one call. One more, and the caller hears the apology: something cuts them all.
 pub(crate) const STREAMS_MAX: u32 = 6;
@@ -18,7 +20,7 @@ pub(crate) const STREAMS_MAX: u32 = 6;
 pub(crate) fn another_stream(call: &Arc<Call>) -> Answer {
     if lock(&call.state).streams >= STREAMS_MAX {
         log!(call, Error, Stream, "{STREAMS_MAX} streams were cut; giving up");
-        call.hang_up(HangUp::CallerLost);
+        call.hang_up(EndedBy::CallerLost);
         return cannot_serve(call.bridge, &call.bridge.agent.phrases.apology);
     }
     // Thread T may not have noticed yet.
@@ -39,18 +41,18 @@ pub(crate) fn another_stream(call: &Arc<Call>) -> Answer {
 pub(crate) fn take_up(bridge: &'static Bridge, sid: &str, what_happened: &'static str) -> Answer {
     let apology = &bridge.agent.phrases.apology;
     let read = journal_of(&bridge.config.data_dir, sid)
-        .and_then(|path| Filed::read(&path).ok().map(|filed| (path, filed)));
-    let Some((path, filed)) = read.filter(|(_, filed)| filed.sid == sid) else {
+        .and_then(|path| PastCall::read(&path).ok().map(|past| (path, past)));
+    let Some((path, past)) = read.filter(|(_, past)| past.sid == sid) else {
         log!(Sid { sid }, Error, Goodbye, "asked about a call of which there is no journal");
         return cannot_serve(bridge, apology);
     };
-    if !filed.ended_by.is_empty() {
+    if past.ended_by.is_some() {
         return Answer::HangUp;
     }
-    if filed.transferred && what_happened == LINE_BROKE {
-        return after_the_agent(bridge, HangUp::Transferred);
+    if past.transferred && what_happened == LINE_BROKE {
+        return after_the_agent(bridge, EndedBy::Transferred);
     }
-    match bridge.calls.take_slot(sid, || Call::from_journal(bridge, path, filed)) {
+    match bridge.calls.take_slot(sid, || Call::from_journal(bridge, path, past)) {
         Slot::Yours(call, slot) => {
             log!(call, Warn, Ring, "the call is taken up from its journal");
             bridge.outbox.forget(sid);

@@ -75,20 +75,15 @@ impl MetricsPage {
     }
 
     pub(crate) fn outbox(&mut self, outbox: &Outbox) {
-        let oldest = {
-            let parcels = lock(&outbox.parcels);
-            // A call that may still go on has no transcript to deliver yet.
-            let waiting = parcels.waiting.iter().filter(|parcel| !parcel.unfinished);
-            let since = waiting.map(|parcel| parcel.since).chain(parcels.on_the_way.clone());
-            since.collect::<Vec<_>>()
-        };
-        let count = oldest.len();
-        let age = oldest.into_iter().min().map_or(Duration::ZERO, |since| since.elapsed());
-        let given_up = outbox.given_up.load(Ordering::Relaxed);
-        self.gauge("callbridge_outbox_transcripts", "Transcripts that wait for n8n.", count);
-        self.gauge("callbridge_outbox_oldest_seconds", "Age of the oldest of them.", seconds(age));
+        self.gauge(
+            "callbridge_outbox_transcripts",
+            "Transcripts that wait for n8n.",
+            outbox.waiting(),
+        );
+        let oldest = seconds(outbox.oldest());
+        self.gauge("callbridge_outbox_oldest_seconds", "Age of the oldest of them.", oldest);
         let help = "Transcripts that n8n has not taken in time, see callbridge outbox.";
-        self.gauge("callbridge_outbox_given_up", help, given_up);
+        self.gauge("callbridge_outbox_given_up", help, outbox.given_up());
     }
 
     pub(crate) fn gauge(&mut self, name: &str, help: &str, value: impl Display) {

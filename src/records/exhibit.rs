@@ -1,7 +1,6 @@
 //! The first message of each kind, for the live page.
 
-use serde_json::{Value, json};
-
+use crate::records::event::Event;
 use crate::records::journal::WIRE_CHARS_MAX;
 use crate::setup::settings::Config;
 use crate::toolbox::failure::Party;
@@ -43,16 +42,10 @@ pub(crate) enum Exhibit {
 }
 
 impl Exhibit {
-    pub(crate) fn event(self, config: &Config, text: &str) -> Value {
+    pub(crate) fn event(self, config: &Config, text: &str) -> Event {
         let (step, way, party) = self.about();
         let text = cut(&config.hide_secrets(text.to_owned()), WIRE_CHARS_MAX);
-        json!({
-            "event": "wire",
-            "step": step as u8,
-            "way": way,
-            "with": party.name(),
-            "text": text,
-        })
+        Event::Wire { step: step as u8, way: way.into(), with: party.name().into(), text }
     }
 
     /// Step, direction, and who is at the other end.

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crate::records::journal::HangUp;
+use crate::records::ended_by::EndedBy;
 use crate::setup::agent::{Agent, ToolAction};
 use crate::toolbox::threads::lock;
 
@@ -102,7 +102,7 @@ impl Metrics {
     /// Every series is there from the start, at zero: Prometheus sees no increase in one that
     /// appears with its first event.
     pub(crate) fn begin(&self, agent: &Agent) {
-        self.calls.begin(&HangUp::ALL.map(|how| format!("{how:?}")));
+        self.calls.begin(&EndedBy::ALL.map(|how| how.to_string()));
         self.refusals.begin(&REFUSALS);
         self.frames_dropped.begin(&["to_agent", "to_caller"]);
         self.relay_delay.begin(&["to_agent", "to_caller"]);

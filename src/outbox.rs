@@ -1,45 +1,49 @@
 //! The verb `callbridge outbox`: what n8n has not taken, and why.
+//!
+//! It reads the journals in `DATA_DIR`, beside a server that may be running, and lists those whose
+//! transcript is still to be delivered. With `--retry` each is offered to n8n once more, however
+//! old it is, and its journal says what came of it, so that the server leaves it alone. A call that
+//! may still go on is none of its business.
 
-use serde_json::json;
-
-use crate::Bridge;
-use crate::parties::twilio::twiml::TRANSFER_MAX;
-use crate::records::outbox::{left_behind, offer};
-use crate::records::past::{Filed, journals};
+use crate::records::event::Event;
+use crate::records::journal::journals;
+use crate::records::outbox::{Delivery, TRANSFER_MAX};
+use crate::records::past::PastCall;
 use crate::setup::settings::Config;
 use crate::toolbox::failure::{Stop, needs_attention};
 use crate::toolbox::log::{complain, say};
 use crate::toolbox::text::shorten_number;
+use crate::{Bridge, offer};
 
 /// `callbridge outbox [--retry]`: what n8n has not taken, and why; and one more try now.
-pub(crate) fn outbox_command(retry: bool) -> Result<(), Stop> {
+pub(crate) fn run(retry: bool) -> Result<(), Stop> {
     let config = Config::load().map_err(|complaints| needs_attention("setting", &complaints))?;
     let bridge = Bridge::new(config)?;
     let mut waiting = 0;
     for path in journals(&bridge.config.data_dir) {
-        let Ok(filed) = Filed::read(&path) else {
+        let Ok(past) = PastCall::read(&path) else {
             complain(&format!("{}: cannot be read", path.display()));
             continue;
         };
-        let lines = filed.transcript.count();
+        let lines = past.transcript.count();
         // No call and no transfer lasts longer: without an end, its process has died.
-        let goes_on = filed.ended_by.is_empty() && filed.quiet_for <= TRANSFER_MAX;
-        if filed.delivered || goes_on || lines == 0 {
+        let goes_on = past.ended_by.is_none() && past.quiet_for <= TRANSFER_MAX;
+        if past.delivered || goes_on || lines == 0 {
             continue;
         }
-        let hours = filed.quiet_for.as_secs() / 3_600;
-        let number = shorten_number(&filed.number);
-        let why = if filed.trouble.is_empty() { "not tried yet" } else { &filed.trouble };
-        let about = format!("{} {number}, {lines} lines, {hours} h old: {why}", filed.sid);
-        let parcel = left_behind(filed, path);
-        match retry.then(|| offer(&bridge, &parcel)) {
+        let hours = past.quiet_for.as_secs() / 3_600;
+        let number = shorten_number(&past.number);
+        let why = if past.trouble.is_empty() { "not tried yet" } else { &past.trouble };
+        let about = format!("{} {number}, {lines} lines, {hours} h old: {why}", past.sid);
+        let delivery = Delivery::left_behind(past, path);
+        match retry.then(|| offer(&bridge, &delivery)) {
             Some(Ok(())) => {
-                parcel.note(&json!({"event": "delivered"}));
+                delivery.note(&Event::Delivered);
                 say(&format!("{about}\n  delivered now\n"));
             }
             Some(Err(failure)) => {
                 waiting += 1;
-                parcel.note(&json!({"event": "undelivered", "why": failure.to_string()}));
+                delivery.note(&Event::Undelivered { why: failure.to_string() });
                 say(&format!("{about}\n  tried now: {failure}\n"));
             }
             None => {
