@@ -13,9 +13,10 @@ use std::{fs, thread};
 use tempfile::tempdir;
 
 use crate::feed::feed;
-use crate::records::journal::{Direction, Journal};
+use crate::records::event::Direction;
+use crate::records::journal::Journal;
 use crate::records::transcript::{Heard, Speaker};
-use crate::testing::{DEADLINE, full_settings};
+use crate::testing::{DEADLINE, full_agent, full_settings};
 use crate::{Bridge, Call, IncomingCall, note_transcript};
 
 /// A full pipe stands for a disk that hangs.
@@ -35,8 +36,10 @@ fn whoever_looks_at_a_call_does_not_wait_for_the_disk() {
         first_message: String::new(),
         wire: String::new(),
     };
-    let mut call =
-        Call::new(Box::leak(Box::new(Bridge::new(full_settings()).ok().unwrap())), &incoming);
+    let mut call = Call::new(
+        Box::leak(Box::new(Bridge::build(full_settings(), full_agent(), &[]))),
+        &incoming,
+    );
     call.journal = Arc::new(Journal::at(pipe));
     let heard = Heard {
         speaker: Speaker::User,

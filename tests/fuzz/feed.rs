@@ -14,6 +14,7 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use ring::hmac;
+use serde::Deserialize as _;
 use serde_json::{Value, json};
 use tempfile::tempdir;
 use tungstenite::handshake::machine::TryParse as _;
@@ -31,10 +32,12 @@ use crate::parties::ultravox::body::selected_tools;
 use crate::parties::ultravox::leg::FromAgent;
 use crate::parties::ultravox::tool::INVOCATION_ID_BYTES_MAX;
 use crate::parties::ultravox::{read_agent_call, refusal};
-use crate::records::journal::Journal;
-use crate::records::outbox::left_behind;
-use crate::records::past::{Filed, sid_of};
-use crate::records::transcript::{TRANSCRIPT_BYTES_MAX, Transcript};
+use crate::records::ended_by::EndedBy;
+use crate::records::event::Event;
+use crate::records::journal::{Journal, sid_of};
+use crate::records::outbox::Delivery;
+use crate::records::past::PastCall;
+use crate::records::transcript::{TRANSCRIPT_BYTES_MAX, Transcript, Utterance};
 use crate::setup::agent::{Agent, TOOL_WITHIN_MAX, ToolAction};
 use crate::setup::settings::Config;
 use crate::testing::{check_diagram, check_workflow, file_in, full_agent, full_settings, sockets};
@@ -135,9 +138,10 @@ fn feed_form(data: &[u8]) {
     }
     let sid = form.get("CallSid");
     if is_sid(sid) {
-        let path = Journal::path(Path::new("data"), sid);
+        let journal = Journal::begin(Path::new("data"), sid);
+        let path = journal.path();
         assert_eq!(path.parent(), Some(Path::new("data/calls")), "it stays in its directory");
-        assert_eq!(sid_of(&path), sid, "and is found again");
+        assert_eq!(sid_of(path), sid, "and is found again");
     }
     let token = Secret("12345".into());
     let url = "https://bridge.example/incoming-call?a=b";
@@ -234,15 +238,19 @@ fn feed_sound(payload: &str) {
 /// transcripts are kept, and written to a journal as they come.
 fn feed_ultravox(text: &str) {
     static AGENT: LazyLock<Agent> = LazyLock::new(full_agent);
-    let (mut transcript, mut filed) = (Transcript::default(), Filed::default());
+    let (mut transcript, mut past) = (Transcript::default(), PastCall::default());
+    let mut write = |said: &Utterance| {
+        let line = json!(Event::Said(said.clone()));
+        past.apply(Event::deserialize(line).unwrap());
+    };
     for line in text.lines() {
         let Ok(message) = FromAgent::parse(line) else {
             continue;
         };
         match message {
             FromAgent::Transcript(heard) => {
-                if let Some(line) = transcript.hear(1, &heard) {
-                    filed.apply(&line.event());
+                if let Some(said) = transcript.hear(1, &heard) {
+                    write(said);
                 }
             }
             FromAgent::Invocation(invocation) => {
@@ -258,18 +266,18 @@ fn feed_ultravox(text: &str) {
             | FromAgent::Other(_) => {}
         }
     }
-    let kept: usize = transcript.lines.iter().map(|line| line.text.len()).sum();
+    let kept: usize = transcript.utterances().iter().map(|one| one.text.len()).sum();
     assert!(kept <= TRANSCRIPT_BYTES_MAX, "{kept} bytes were kept");
-    for line in transcript.lines.iter_mut().filter(|line| !line.finished) {
-        line.finished = true;
-        filed.apply(&line.event());
+    for said in transcript.finish() {
+        write(said);
     }
     check_transcript(&transcript);
     // What is repeated counts twice when it is read back, so there is less room.
-    if transcript.bytes < TRANSCRIPT_BYTES_MAX / 4 {
-        let [mut told, mut said] = [&filed.transcript, &transcript].map(Transcript::text);
-        let ordinals: BTreeSet<u64> = transcript.lines.iter().map(|line| line.ordinal).collect();
-        if ordinals.len() < transcript.lines.len() {
+    if transcript.bytes() < TRANSCRIPT_BYTES_MAX / 4 {
+        let [mut told, mut said] = [&past.transcript, &transcript].map(Transcript::text);
+        let utterances = transcript.utterances();
+        let ordinals: BTreeSet<u64> = utterances.iter().map(|one| one.ordinal).collect();
+        if ordinals.len() < utterances.len() {
             // Two speakers under one ordinal: who began first is not in the journal.
             [told, said] = [told, said].map(|text| {
                 let mut lines: Vec<&str> = text.lines().collect();
@@ -368,19 +376,19 @@ fn feed_agent(text: &str) {
 fn feed_journal(data: &[u8]) {
     let scratch = tempdir().unwrap();
     let path = file_in(&scratch, "20261123T000000Z-CA1.jsonl", data);
-    let before = Filed::read(&path).unwrap();
+    let before = PastCall::read(&path).unwrap();
     check_transcript(&before.transcript);
     let said = before.transcript.text();
-    let parcel = left_behind(Filed::read(&path).unwrap(), path.clone());
-    assert_eq!(parcel.transcript.text(), said);
-    assert_eq!(parcel.unfinished, before.ended_by.is_empty());
+    let delivery = Delivery::left_behind(PastCall::read(&path).unwrap(), path.clone());
+    assert_eq!(delivery.transcript.text(), said);
+    assert_eq!(delivery.is_unfinished(), before.ended_by.is_none());
 
     let journal = Journal::at(path.clone());
-    journal.note(&json!({"event": "stage", "stage": "line\none, \u{1f44b}"}));
-    journal.note(&json!({"event": "end", "endedBy": "CallerLeft"}));
-    let after = Filed::read(&path).unwrap();
+    journal.note(&Event::Stage { stage: "line\none, \u{1f44b}".into() });
+    journal.note(&Event::End { ended_by: EndedBy::CallerLeft });
+    let after = PastCall::read(&path).unwrap();
     assert_eq!(after.stage, "line\none, \u{1f44b}", "what was there before spoils nothing");
-    assert_eq!(after.ended_by, "CallerLeft");
+    assert_eq!(after.ended_by, Some(EndedBy::CallerLeft));
     assert_eq!(after.transcript.text(), said);
     assert_eq!((after.sid, after.number, after.agents), (before.sid, before.number, before.agents));
     assert_eq!((after.delivered, after.transferred), (before.delivered, before.transferred));
