@@ -116,6 +116,7 @@ use tungstenite::protocol::{CloseFrame, Message, Role, WebSocketConfig, WebSocke
 use tungstenite::{Bytes, Utf8Bytes};
 
 mod check;
+#[cfg(any(feature = "demo", test))]
 mod demo;
 mod diagram;
 #[cfg(any(test, fuzzing))]
@@ -406,10 +407,7 @@ const USAGE: &str = "\
 callbridge answers a phone number with a voice agent.
 
   callbridge              serve (settings: see .env.example)
-  callbridge demo         play one whole call on this machine, no account needed
-  callbridge demo --calls 100
-                          play a hundred at once, and say what they cost
-  callbridge check        look at the set-up: what is wrong, and what to do about it
+{demo}  callbridge check        look at the set-up: what is wrong, and what to do about it
                           (--fix sets up the Twilio number, --json is for scripts)
   callbridge outbox       list the transcripts that n8n has not taken, and why
   callbridge outbox --retry
@@ -422,6 +420,17 @@ callbridge answers a phone number with a voice agent.
   callbridge --help
 ";
 
+/// The lines about the demo, which a program that was built without it does not promise.
+const USAGE_OF_DEMO: &str = if cfg!(feature = "demo") {
+    "\
+  callbridge demo         play one whole call on this machine, no account needed
+  callbridge demo --calls 100
+                          play a hundred at once, and say what they cost
+"
+} else {
+    ""
+};
+
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
@@ -433,18 +442,20 @@ fn main() -> ExitCode {
         ["workflow"] => workflow::run(),
         ["diagram"] => diagram::run(diagram::Form::Mermaid),
         ["diagram", "--plain"] => diagram::run(diagram::Form::Plain),
-        ["demo", ..] => demo::run(&arguments[1..]).map_err(|flop| {
-            if flop.misused { Stop::Misused(flop.text) } else { Stop::Failed(flop.text) }
-        }),
+        ["demo", ..] => demo_command(&arguments[1..]),
         ["--help" | "-h" | "help"] | ["outbox" | "workflow" | "diagram", "--help" | "-h"] => {
-            say(USAGE);
+            say(&usage());
             Ok(())
         }
         ["--version" | "-V"] => {
             say(concat!("callbridge ", env!("CARGO_PKG_VERSION"), "\n"));
             Ok(())
         }
-        _ => Err(Stop::Misused(format!("callbridge: what is \"{}\"?\n\n{USAGE}", words.join(" ")))),
+        _ => Err(Stop::Misused(format!(
+            "callbridge: what is \"{}\"?\n\n{}",
+            words.join(" "),
+            usage()
+        ))),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -457,6 +468,23 @@ fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+fn usage() -> String {
+    USAGE.replace("{demo}", USAGE_OF_DEMO)
+}
+
+#[cfg(feature = "demo")]
+fn demo_command(arguments: &[String]) -> Result<(), Stop> {
+    demo::run(arguments).map_err(|flop| {
+        if flop.misused { Stop::Misused(flop.text) } else { Stop::Failed(flop.text) }
+    })
+}
+
+#[cfg(not(feature = "demo"))]
+fn demo_command(_: &[String]) -> Result<(), Stop> {
+    let what = "callbridge: this program was built without the demo (cargo feature `demo`)";
+    Err(Stop::Misused(what.to_owned()))
 }
 
 /// Why the program ends without having done what it was asked for.

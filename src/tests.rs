@@ -2849,7 +2849,7 @@ fn feed_value(value: &str) {
         c => !c.is_control(),
     };
     let wanted: String = value.chars().filter(plain).collect();
-    let said = super::demo::Twiml::read(&twiml(&format!("<Say>{escaped}</Say>"))).unwrap();
+    let said = super::demo::twiml::Twiml::read(&twiml(&format!("<Say>{escaped}</Say>"))).unwrap();
     assert_eq!(said.said, [wanted.trim()], "Twilio reads what was meant");
 
     let shown = presentable(value);
@@ -3032,7 +3032,7 @@ fn feed_agent(text: &str) {
     for stage in bridge.agent.stages.values() {
         assert!(stage.tools.iter().all(|tool| bridge.agent.tools.contains_key(tool)));
         let offered = json!(selected_tools(&bridge, stage));
-        assert_eq!(super::demo::tools_objection(&offered), None, "{offered}");
+        assert_eq!(super::demo::objections::tools_objection(&offered), None, "{offered}");
     }
     check_workflow(&workflow_for(&bridge.agent).unwrap());
     check_diagram(&bridge.agent);
