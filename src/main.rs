@@ -164,13 +164,18 @@ mod check;
 mod demo;
 mod diagram;
 mod door;
+#[cfg(test)]
+#[path = "../tests/fuzz/feed.rs"]
+mod feed;
 mod outbox_verb;
 mod owner;
 mod parties;
 mod records;
 mod setup;
 #[cfg(any(test, fuzzing))]
-pub(crate) mod tests;
+mod testing;
+#[cfg(test)]
+mod tests;
 mod workflow;
 
 // ============================================================================

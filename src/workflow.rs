@@ -294,3 +294,6 @@ fn id(of: &str) -> String {
     }
     id
 }
+
+#[cfg(test)]
+mod tests;

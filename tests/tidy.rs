@@ -378,7 +378,8 @@ fn the_built_in_agent_is_complete() -> Result<(), Untidy> {
 }
 
 /// What a stranger imports must be safe and clear as it is. That its lines lead somewhere and that
-/// `callbridge workflow` prints it is tested in `src/tests.rs`; that it works, with a real n8n.
+/// `callbridge workflow` prints it is tested in `src/workflow/tests.rs`; that it works, with a
+/// real n8n.
 #[test]
 fn the_built_in_workflow_can_be_handed_out() -> Result<(), Untidy> {
     const PATH: &str = "src/agent/n8n-workflow.json";

@@ -93,3 +93,6 @@ pub(crate) fn drain_calls(bridge: &'static Bridge) {
     // Nothing announces that Twilio will not ask.
     thread::sleep(LAST_QUESTION_WITHIN.saturating_sub(bridge.calls.since_last_end()));
 }
+
+#[cfg(test)]
+mod tests;

@@ -144,3 +144,6 @@ pub(crate) fn wants_media_stream(head: &[u8]) -> bool {
     let path = head.strip_prefix(b"GET /media-stream").unwrap_or_default();
     [b" ".as_slice(), b"?", b"/ ", b"/?"].iter().any(|end| path.starts_with(end))
 }
+
+#[cfg(test)]
+mod tests;

@@ -117,3 +117,6 @@ pub(crate) fn shown_token(header: &str) -> Option<String> {
     let login = String::from_utf8(login).ok()?;
     login.split_once(':').map(|(_, password)| password.to_owned())
 }
+
+#[cfg(test)]
+mod tests;

@@ -47,3 +47,6 @@ pub(crate) fn hashes(page: &str, element: &str) -> String {
         contents.map(|content| format!("'sha256-{}'", hash(content))).collect();
     hashes.join(" ")
 }
+
+#[cfg(test)]
+mod tests;

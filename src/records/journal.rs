@@ -178,3 +178,6 @@ pub(crate) fn append(file: &mut File, event: &Value) -> io::Result<()> {
     }
     file.write_all(format!("{line}\n").as_bytes())
 }
+
+#[cfg(test)]
+mod tests;

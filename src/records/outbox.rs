@@ -357,3 +357,6 @@ impl Parcel {
         journal.note(event);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -177,3 +177,6 @@ impl Chapter {
         Ok(chapter)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -151,3 +151,6 @@ impl Transcript {
         messages.collect()
     }
 }
+
+#[cfg(test)]
+mod tests;

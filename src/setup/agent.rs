@@ -221,3 +221,6 @@ pub(crate) fn find_calendar<'a>(bridge: &'a Bridge, location: &str) -> Option<&'
     let found = bridge.agent.calendars.iter().find(|(name, _)| name.eq_ignore_ascii_case(location));
     found.map(|(_, email)| email.as_str())
 }
+
+#[cfg(test)]
+mod tests;

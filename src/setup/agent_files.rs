@@ -250,3 +250,6 @@ impl Mistakes {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -225,3 +225,6 @@ impl Config {
 pub(crate) fn login_in(url: &str) -> Option<&str> {
     url.split('/').nth(2)?.rsplit_once('@').map(|(login, _)| login)
 }
+
+#[cfg(test)]
+mod tests;

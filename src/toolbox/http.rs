@@ -63,3 +63,6 @@ pub(crate) fn http_agent(roots: &[CertificateDer<'static>]) -> ureq::Agent {
         .build()
         .into()
 }
+
+#[cfg(test)]
+mod tests;

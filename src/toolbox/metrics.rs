@@ -10,8 +10,6 @@
 //! for anything but its own short lock, and a frame of sound does not even look its series up.
 
 mod series;
-#[cfg(test)]
-mod tests;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -234,3 +232,6 @@ impl Relayed {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

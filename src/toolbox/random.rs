@@ -22,3 +22,6 @@ pub(crate) fn random_hex() -> String {
 pub(crate) fn random_number() -> String {
     format!("{:06}", u32::from_le_bytes(random_bytes()) % 1_000_000)
 }
+
+#[cfg(test)]
+mod tests;

@@ -319,3 +319,6 @@ pub(crate) fn shut(socket: &TcpStream) {
         // The peer was faster.
     }
 }
+
+#[cfg(test)]
+mod tests;

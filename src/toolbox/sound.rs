@@ -73,3 +73,6 @@ pub(crate) fn pcm_to_mulaw(sample: i16) -> u8 {
     // From -32768..=32767 to 0..=65535, then without the two lowest bits.
     PCM_TO_MULAW[usize::from(sample.cast_unsigned() ^ 0x8000) >> 2]
 }
+
+#[cfg(test)]
+mod tests;

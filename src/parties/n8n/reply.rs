@@ -128,3 +128,6 @@ pub(crate) fn n8n_refusal(reply: &N8nReply) -> Option<Failure> {
         .advise(advice);
     Some(if done { failure } else { failure.certainly_not_done() })
 }
+
+#[cfg(test)]
+mod tests;

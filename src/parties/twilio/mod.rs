@@ -87,3 +87,6 @@ pub(crate) fn is_sid(text: &str) -> bool {
 pub(crate) fn is_final(call_status: &str) -> bool {
     matches!(call_status, "completed" | "busy" | "failed" | "no-answer" | "canceled")
 }
+
+#[cfg(test)]
+mod tests;

@@ -282,3 +282,6 @@ impl CallerLeg {
         true
     }
 }
+
+#[cfg(test)]
+mod tests;

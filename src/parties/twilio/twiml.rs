@@ -69,3 +69,6 @@ pub(crate) fn xml_escape(text: &str) -> String {
     }
     escaped
 }
+
+#[cfg(test)]
+mod tests;

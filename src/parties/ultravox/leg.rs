@@ -160,3 +160,6 @@ impl ToolResult {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

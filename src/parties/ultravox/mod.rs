@@ -232,3 +232,6 @@ pub(crate) fn selected_tool(bridge: &Bridge, name: &str, tool: &Tool) -> Value {
         "client": {},
     }})
 }
+
+#[cfg(test)]
+mod tests;

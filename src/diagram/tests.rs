@@ -1,0 +1,67 @@
+//! The two diagrams, and that they survive odd names.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use serde_json::json;
+
+use crate::diagram;
+use crate::testing::{HELLO, built_in_agent, check_diagram, read_agent, small_agent, take};
+
+#[test]
+fn the_diagram_shows_stages_and_what_leads_from_one_to_the_next() {
+    let agent = read_agent(&small_agent().to_string(), HELLO).ok().unwrap();
+    let wanted = "\
+flowchart TD
+    caller([\"a call comes in\"]) --> s0
+    s0[\"<b>hello</b><br/>Ada, voice Mark<br/>book: by n8n, route 3\"]
+    s1[\"<b>second</b><br/>Ada, voice Mark<br/>note: by callbridge<br/>look: by Ultravox\"]
+    over([\"the call ends\"])
+    s0 -->|\"go_on\"| s1
+    s0 -->|\"bye\"| over
+    s1 -->|\"bye\"| over
+";
+    assert_eq!(diagram::mermaid(&agent), wanted);
+    let wanted = "\
+hello (first stage): Ada, voice Mark
+  go_on  -> second
+  book   by n8n, route 3
+  bye    -> the call ends
+
+second: Ada, voice Mark
+  note   by callbridge
+  look   by Ultravox
+  bye    -> the call ends
+";
+    assert_eq!(diagram::plain(&agent), wanted);
+}
+
+#[test]
+fn a_diagram_survives_any_name_of_a_stage() {
+    let mut agent = small_agent();
+    let odd = "end\" ] --> <b>`x`;\n# 1. ü";
+    let stage = agent["stages"]["second"].take();
+    take(&mut agent["stages"], "second");
+    agent["stages"][odd] = stage;
+    agent["tools"]["go_on"]["enter_stage"]["stage"] = json!(odd);
+    // And it leads back, which must not go on for ever.
+    agent["tools"]["back"] =
+        json!({"description": "Back.", "enter_stage": {"stage": "hello", "message": "Again."}});
+    agent["stages"][odd]["tools"] = json!(["back", "bye"]);
+    let agent = read_agent(&agent.to_string(), HELLO).ok().unwrap();
+    check_diagram(&agent);
+    let diagram = diagram::mermaid(&agent);
+    let label = "<b>end#34; #93; --#62; #60;b#62;#96;x#96;#59; #35; 1. ü</b>";
+    assert!(diagram.contains(label), "{diagram}");
+    assert!(diagram.contains("s1 -->|\"back\"| s0"), "{diagram}");
+}
+
+#[test]
+fn the_readme_shows_the_diagram_of_the_built_in_agent() {
+    let readme = include_str!("../../README.md");
+    let shown = readme.split("```mermaid\n").nth(1).and_then(|rest| rest.split("```").next());
+    assert_eq!(
+        shown.unwrap_or_default(),
+        diagram::mermaid(&built_in_agent()),
+        "README.md is stale: put what `cargo run -- diagram` prints into its mermaid block"
+    );
+}

@@ -1,0 +1,74 @@
+//! The head of a request: what is read of it, what is refused, and where it leads.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use std::io::{Read as _, Write as _};
+
+use crate::door::head::{HEAD_BYTES_MAX, read_head, wants_media_stream};
+use crate::testing::sockets;
+use crate::toolbox::text::find;
+
+#[test]
+fn only_a_get_of_the_media_stream_goes_to_step_5() {
+    let yes = ["/media-stream", "/media-stream/", "/media-stream?x=1", "/media-stream/?x=1"];
+    for path in yes {
+        let head = format!("GET {path} HTTP/1.1\r\nHost: h\r\n\r\n");
+        assert!(wants_media_stream(head.as_bytes()), "{path}");
+    }
+    let no = [
+        "GET /media-streams HTTP/1.1\r\n\r\n",
+        "GET /media-stream/x HTTP/1.1\r\n\r\n",
+        "GET /media-stream/../health HTTP/1.1\r\n\r\n",
+        "GET /Media-Stream HTTP/1.1\r\n\r\n",
+        "GET //media-stream HTTP/1.1\r\n\r\n",
+        "GET /media-stream",
+        "GET /health?/media-stream HTTP/1.1\r\n\r\n",
+        "POST /media-stream HTTP/1.1\r\n\r\n",
+        "POST /incoming-call HTTP/1.1\r\n\r\nGET /media-stream HTTP/1.1\r\n\r\n",
+        "",
+    ];
+    for head in no {
+        assert!(!wants_media_stream(head.as_bytes()), "{head}");
+    }
+}
+
+#[test]
+fn a_head_is_read_to_its_empty_line_with_what_came_along() {
+    let request = "POST /incoming-call HTTP/1.1\r\nHost: h\r\nX: \u{e9}\r\n\r\nFrom=%2B49";
+    let (near, mut far) = sockets();
+    for byte in request.bytes() {
+        far.write_all(&[byte]).unwrap();
+    }
+    drop(far);
+    let head = read_head(&near).unwrap();
+    let end = find(&head, b"\r\n\r\n").unwrap() + 4;
+    assert!(request.as_bytes().starts_with(&head), "nothing is lost or made up");
+    let mut rest = head[end..].to_vec();
+    (&*near).read_to_end(&mut rest).unwrap();
+    assert_eq!(rest, b"From=%2B49", "what was not read with the head is still there");
+}
+
+#[test]
+fn what_is_not_a_request_is_refused_at_the_door() {
+    let long = format!("GET / HTTP/1.1\r\nX: {}", "x".repeat(2 * HEAD_BYTES_MAX));
+    let cases: [(&[u8], &str); 10] = [
+        (b"", "Left"),
+        (b"GET / HTTP/1.1\r\nHost: h\r\n", "Left"),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", "Tls"),
+        (b"get / HTTP/1.1\r\n\r\n", "NotHttp"),
+        (b"\r\nGET / HTTP/1.1\r\n\r\n", "NotHttp"),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "NotHttp"),
+        (b"GET /\r\n\r\n", "NotHttp"),
+        (b"SSH-2.0-OpenSSH_9.6\r\n\r\n", "NotHttp"),
+        (b"\xff\xff\xff\xff", "NotHttp"),
+        (long.as_bytes(), "TooLong"),
+    ];
+    for (bytes, wanted) in cases {
+        let (near, mut far) = sockets();
+        far.write_all(bytes).unwrap();
+        drop(far);
+        let refusal = read_head(&near).unwrap_err();
+        let begin = String::from_utf8_lossy(&bytes[..bytes.len().min(30)]).into_owned();
+        assert_eq!(format!("{refusal:?}"), wanted, "{begin:?}");
+    }
+}

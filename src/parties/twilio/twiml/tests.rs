@@ -1,0 +1,60 @@
+//! The `TwiML` that goes to Twilio.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use crate::parties::twilio::twiml::{twiml_connect_stream, xml_escape};
+use crate::toolbox::random::random_hex;
+
+#[test]
+fn the_answer_connects_a_stream_and_names_what_comes_after() {
+    let answer = twiml_connect_stream("https://bridge.example", "0123abcd");
+    let begins = concat!(
+        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Response>",
+        "<Connect action=\"https://bridge.example/stream-ended",
+    );
+    let ends = concat!(
+        "\"><Stream url=\"wss://bridge.example/media-stream\">",
+        "<Parameter name=\"token\" value=\"0123abcd\"/>",
+        "</Stream></Connect><Hangup/></Response>\n",
+    );
+    let overrides = answer.strip_prefix(begins).and_then(|rest| rest.strip_suffix(ends));
+    // What Twilio is to do when we do not answer stands in the fragment, which it never sends.
+    let overrides = overrides.unwrap();
+    assert!(overrides.is_empty() || overrides.starts_with('#'), "{answer}");
+    assert!(!overrides.contains(['"', '<', '?']), "{answer}");
+}
+
+#[test]
+fn an_odd_address_or_token_cannot_break_the_answer() {
+    let answer = twiml_connect_stream("https://h:8443/http/a&b", "\"/><Dial>1</Dial>'");
+    assert!(answer.contains("action=\"https://h:8443/http/a&amp;b/stream-ended"), "{answer}");
+    assert!(answer.contains("url=\"wss://h:8443/http/a&amp;b/media-stream\""), "{answer}");
+    let token = "value=\"&quot;/&gt;&lt;Dial&gt;1&lt;/Dial&gt;&apos;\"/>";
+    assert!(answer.contains(token), "{answer}");
+
+    let token = random_hex();
+    assert_eq!(token.len(), 32);
+    assert!(token.bytes().all(|byte| byte.is_ascii_hexdigit()), "{token}");
+    assert_ne!(token, random_hex());
+    let answer = twiml_connect_stream(&format!("https://{}.example", "x".repeat(900)), &token);
+    let (_, parameter) = answer.split_once("<Parameter ").unwrap();
+    let (parameter, _) = parameter.split_once("/>").unwrap();
+    assert!(parameter.len() < 500, "Twilio allows 500 characters: {parameter}");
+}
+
+#[test]
+fn xml_holds_any_text() {
+    let cases = [
+        ("", ""),
+        ("plain text", "plain text"),
+        ("a<b>&\"c\"'d'", "a&lt;b&gt;&amp;&quot;c&quot;&apos;d&apos;"),
+        ("&amp;", "&amp;amp;"),
+        ("]]>", "]]&gt;"),
+        ("Grüß 👋 你好", "Grüß 👋 你好"),
+        ("line\nline\tline\r", "line\nline\tline\r"),
+        ("\0\u{1}\u{8}a\u{b}b\u{c}c\u{1f}d\u{7f}\u{85}", "abcd"),
+    ];
+    for (text, wanted) in cases {
+        assert_eq!(xml_escape(text), wanted, "{text:?}");
+    }
+}

@@ -1,0 +1,86 @@
+//! What Ultravox may answer, and what it is offered.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use serde_json::{Value, json};
+
+use crate::parties::ultravox::{host_only, read_agent_call, selected_tools, ultravox_refusal};
+use crate::testing::bridge;
+
+#[test]
+fn a_refusal_of_ultravox_says_what_to_do() {
+    let cases = [
+        (400, "ULTRAVOX_MODEL and the voices"),
+        (401, "check ULTRAVOX_API_KEY"),
+        (402, "no minutes left"),
+        (403, "check ULTRAVOX_API_KEY"),
+        (404, "check ULTRAVOX_API_URL"),
+        (429, "too many calls at once"),
+        (500, "try again later"),
+        (503, "no room at the moment"),
+    ];
+    for (status, advice) in cases {
+        let line = ultravox_refusal(status, "{\"detail\":\n\"why\"}").to_string();
+        let begins =
+            format!("Ultravox: could not create the agent's call: {status} {{\"detail\":\"why\"}}");
+        assert!(line.starts_with(&begins), "{line}");
+        assert!(line.contains(advice) && line.ends_with(')'), "{line}");
+        let refused = ultravox_refusal(status, "").refused;
+        assert_eq!(refused, [400, 404].contains(&status), "asked in another way, it might do");
+    }
+    assert_eq!(
+        ultravox_refusal(401, "").to_string(),
+        "Ultravox: could not create the agent's call: 401 (check ULTRAVOX_API_KEY)"
+    );
+    assert!(ultravox_refusal(400, &"é".repeat(9_999)).to_string().chars().count() < 400);
+}
+
+#[test]
+fn a_created_call_has_an_id_and_an_address_to_join() {
+    let text = "{\"callId\":\"7c21\",\"joinUrl\":\"wss://voice.example/7c21\",\"new\":[1]}";
+    let created = read_agent_call(text).ok().unwrap();
+    assert_eq!(created.id, "7c21");
+    assert_eq!(created.join_url.reveal(), "wss://voice.example/7c21");
+    let odd = ["", "<html>", "null", "[]", "{\"callId\":\"7c21\"}", "{\"joinUrl\":\"wss://x\"}"];
+    for odd in odd.into_iter().chain(["{\"callId\":7,\"joinUrl\":\"wss://x\"}"]) {
+        let failure = read_agent_call(odd).err().unwrap().to_string();
+        assert!(failure.starts_with("Ultravox: created the call, but "), "{odd}: {failure}");
+    }
+}
+
+#[test]
+fn the_agent_is_offered_a_stages_tools_in_ultravox_words() {
+    let bridge = bridge();
+    let tools = selected_tools(&bridge, &bridge.agent.stages["main_convo"]);
+    let corpus = tools.iter().find(|tool| tool["toolName"] == "queryCorpus").unwrap();
+    assert_eq!(corpus["nameOverride"], "queryCorpus");
+    assert_eq!(corpus["parameterOverrides"], json!({"corpus_id": "corpus-1", "max_results": 5}));
+
+    let own: Vec<&Value> = tools.iter().map(|tool| &tool["temporaryTool"]).collect();
+    let meeting = *own.iter().find(|tool| tool["modelToolName"] == "schedule_meeting").unwrap();
+    assert_eq!(meeting["client"], json!({}));
+    assert_eq!(meeting["timeout"], "17s", "five more than our own");
+    let parameters = meeting["dynamicParameters"].as_array().unwrap();
+    assert_eq!(parameters.len(), 5);
+    for parameter in parameters {
+        assert_eq!(parameter["location"], "PARAMETER_LOCATION_BODY", "{parameter}");
+        assert_eq!(parameter["required"], true, "{parameter}");
+        let places = json!(["Chicago", "London", "Manchester", "New York"]);
+        let wanted = if parameter["name"] == "location" { &places } else { &Value::Null };
+        assert_eq!(&parameter["schema"]["enum"], wanted, "{parameter}");
+    }
+    let names: Vec<&Value> = parameters.iter().map(|parameter| &parameter["name"]).collect();
+    for name in ["name", "email", "purpose", "datetime", "location"] {
+        assert!(names.iter().any(|found| *found == name), "{name}: {names:?}");
+    }
+}
+
+#[test]
+fn of_an_address_only_the_host_is_shown() {
+    assert_eq!(
+        host_only("wss://voice.example:443/join/7c21?key=s3cret"),
+        "wss://voice.example:443/***"
+    );
+    assert_eq!(host_only("wss://user:s3cret@voice.example?key=s3cret"), "wss://voice.example/***");
+    assert_eq!(host_only("s3cret"), "://s3cret/***");
+}

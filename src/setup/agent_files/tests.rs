@@ -1,0 +1,191 @@
+//! Every slip that can be made in the agent's files, and what is said of it.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use serde_json::{Value, json};
+
+use crate::setup::agent::Agent;
+use crate::testing::{HELLO, read_agent, small_agent, take};
+
+fn mistakes(agent: &Value, hello: &str) -> Vec<String> {
+    read_agent(&agent.to_string(), hello).err().unwrap_or_default()
+}
+
+/// A slip of the pen, and how the complaint about it must begin.
+type Slip = (fn(&mut Value), &'static str);
+
+const SLIPS: [Slip; 38] = [
+    (|a| take(a, "company_name"), "agent.json  missing field `company_name`"),
+    (|a| a["greetings"] = json!("Hi"), "agent.json  unknown field `greetings`"),
+    (|a| a["language"] = json!(7), "agent.json  invalid type: integer `7`, expected a string"),
+    (|a| take(&mut a["phrases"], "busy"), "agent.json  missing field `busy`"),
+    (|a| a["phrases"]["bye"] = json!(""), "agent.json  unknown field `bye`"),
+    (|a| a["first_stage"] = json!("hullo"), "agent.json  first_stage is \"hullo\", which is no"),
+    (
+        |a| take(&mut a["stages"]["hello"], "voice"),
+        "agent.json  stages.hello missing field `voice`",
+    ),
+    (|a| a["stages"]["hello"]["tool"] = json!([]), "agent.json  stages.hello unknown field `tool`"),
+    (|a| a["stages"]["hello"]["voice"] = json!(""), "agent.json  stages.hello.voice must be a"),
+    (
+        |a| a["stages"]["hello"]["voice"] = json!("v".repeat(41)),
+        "agent.json  stages.hello.voice must be a voice's name or id, 1 to 40 characters",
+    ),
+    (
+        |a| a["stages"]["hello"]["prompt"] = json!("hallo.md"),
+        "hallo.md  is not here (stages.hello.prompt)",
+    ),
+    (
+        |a| a["stages"]["hello"]["tools"] = json!(["go_on", "boook"]),
+        "agent.json  stages.hello.tools names \"boook\", which is no tool",
+    ),
+    (
+        |a| a["stages"]["third"] = a["stages"]["hello"].clone(),
+        "agent.json  stages.third is entered by no tool of a stage that is entered",
+    ),
+    (
+        |a| a["stages"]["hello"]["tools"] = json!(["book", "bye"]),
+        "agent.json  stages.second is entered by no tool",
+    ),
+    (|a| a["tools"]["note"] = json!([]), "agent.json  tools.note "),
+    (
+        |a| take(&mut a["tools"]["note"], "description"),
+        "agent.json  tools.note missing field `description`",
+    ),
+    (
+        |a| take(&mut a["tools"]["note"], "reply"),
+        "agent.json  tools.note must do exactly one of enter_stage, n8n, reply, hang_up, ",
+    ),
+    (
+        |a| a["tools"]["note"]["hang_up"] = json!(true),
+        "agent.json  tools.note must do exactly one of",
+    ),
+    (|a| a["tools"]["note"]["timeout"] = json!(5), "agent.json  tools.note must do exactly one of"),
+    (
+        |a| a["tools"]["go_on"]["enter_stage"]["sound"] = json!("gong"),
+        "agent.json  tools.go_on must do exactly one of",
+    ),
+    (
+        |a| a["tools"]["book"]["n8n"] = json!({"calendar": "place"}),
+        "agent.json  tools.book must do exactly one of",
+    ),
+    (
+        |a| a["tools"]["book now"] = a["tools"]["book"].clone(),
+        "agent.json  tools.book now must be named with 1 to 64 letters, digits, _ and -",
+    ),
+    (
+        |a| a["tools"]["b".repeat(65)] = a["tools"]["book"].clone(),
+        "agent.json  tools.bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb must",
+    ),
+    (
+        |a| a["tools"]["book"]["timeout_s"] = json!(0),
+        "agent.json  tools.book.timeout_s must be from 1 to 30",
+    ),
+    (
+        |a| a["tools"]["book"]["timeout_s"] = json!(31),
+        "agent.json  tools.book.timeout_s must be from 1 to 30",
+    ),
+    (
+        |a| a["tools"]["book"]["timeout_s"] = json!(-1),
+        "agent.json  tools.book invalid value: integer `-1`, expected u64",
+    ),
+    (
+        |a| a["tools"]["book"]["parameters"]["type"] = json!("string"),
+        "agent.json  tools.book.parameters.type must be \"object\"",
+    ),
+    (
+        |a| take(&mut a["tools"]["book"]["parameters"], "properties"),
+        "agent.json  tools.book missing field `properties`",
+    ),
+    (
+        |a| a["tools"]["book"]["parameters"]["properties"]["when"] = json!({"type": "date"}),
+        "agent.json  tools.book.parameters.properties.when.type must be one of string, number",
+    ),
+    (
+        |a| a["tools"]["book"]["parameters"]["properties"]["when"] = json!("string"),
+        "agent.json  tools.book.parameters.properties.when.type must be one of string, number",
+    ),
+    (
+        |a| a["tools"]["book"]["parameters"]["required"] = json!(["plaice"]),
+        "agent.json  tools.book.parameters.required names \"plaice\", which is not among the",
+    ),
+    (
+        |a| a["tools"]["book"]["n8n"]["calendar"] = json!("location"),
+        "agent.json  tools.book has no parameter \"location\" for n8n.calendar",
+    ),
+    (|a| take(a, "calendars"), "agent.json  tools.book needs calendars, and there are none"),
+    (
+        |a| a["calendars"]["Rome"] = json!("rome.example.com"),
+        "agent.json  calendars.Rome must be an e-mail address",
+    ),
+    (
+        |a| a["tools"]["bye"]["hang_up"] = json!(false),
+        "agent.json  tools.bye must say true behind hang_up or transfer",
+    ),
+    (
+        |a| a["tools"]["bye"] = json!({"description": "To a person.", "transfer": false}),
+        "agent.json  tools.bye must say true behind hang_up or transfer",
+    ),
+    (
+        |a| a["tools"]["note"]["reply"] = json!("Noted: {full_name}."),
+        "agent.json  tools.note uses {full_name}, which is not one of its parameters",
+    ),
+    (
+        |a| a["tools"]["go_on"]["enter_stage"]["stage"] = json!("third"),
+        "agent.json  tools.go_on enters \"third\", which is no stage",
+    ),
+];
+
+#[test]
+fn every_slip_in_the_agent_file_is_named_with_its_place() {
+    assert_eq!(mistakes(&small_agent(), HELLO), Vec::<String>::new());
+    for (number, (slip, wanted)) in SLIPS.iter().enumerate() {
+        let mut agent = small_agent();
+        slip(&mut agent);
+        let found = mistakes(&agent, HELLO);
+        let named = found.iter().any(|mistake| mistake.starts_with(wanted));
+        assert!(named, "slip {number}, \"{wanted}\" is not among {found:#?}");
+    }
+}
+
+#[test]
+fn a_slip_in_a_file_is_named_with_its_line() {
+    let cases = [
+        ("{\"agent_name\": \"Ada\",\n oops", HELLO, "agent.json  ", "at line 2 column"),
+        ("", HELLO, "agent.json  ", "at line 1 column 0"),
+        ("{}", HELLO, "agent.json  missing field `agent_name`", "at line 1 column 2"),
+    ];
+    for (agent, hello, begins, ends) in cases {
+        let found = read_agent(agent, hello).err().unwrap();
+        assert_eq!(found.len(), 1, "{agent}: {found:?}");
+        assert!(found[0].starts_with(begins) && found[0].contains(ends), "{agent}: {found:?}");
+    }
+    let prompts = [
+        ("", "hello.md  is empty (stages.hello)"),
+        (" \n\t\n", "hello.md  is empty (stages.hello)"),
+        ("Hi\n\nyou, {customer}", "hello.md:3  {customer} is not known: use one of agent_name, "),
+        ("{now} and {random_number}", "hello.md:1  {random_number} is not known: use one of "),
+    ];
+    for (hello, wanted) in prompts {
+        let found = mistakes(&small_agent(), hello);
+        assert_eq!(found.len(), 1, "{hello:?}: {found:?}");
+        assert!(found[0].starts_with(wanted), "{hello:?}: {found:?}");
+    }
+    let found = Agent::from_files(&|_| Err("cannot be read".to_owned())).err().unwrap();
+    assert_eq!(found, ["agent.json  cannot be read"]);
+}
+
+#[test]
+fn all_slips_are_named_at_once() {
+    let mut agent = small_agent();
+    let slips = [8, 11, 24, 26, 33, 34, 35];
+    for number in slips {
+        (SLIPS[number].0)(&mut agent);
+    }
+    let found = mistakes(&agent, "{what}\n{ever}");
+    let prompt = ["hello.md:1  {what} is not known", "hello.md:2  {ever} is not known"];
+    for wanted in slips.iter().map(|number| SLIPS[*number].1).chain(prompt) {
+        let named = found.iter().any(|mistake| mistake.starts_with(wanted));
+        assert!(named, "\"{wanted}\" is not among {found:#?}");
+    }
+}

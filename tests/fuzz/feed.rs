@@ -1,0 +1,382 @@
+//! Whatever comes in: each function feeds arbitrary bytes to one door of the bridge and asserts what
+//! must hold, not only that nothing panics.
+//!
+//! The fuzz targets look for inputs that break it; `cargo test` replays those that are worth keeping.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use std::collections::BTreeSet;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::path::Path;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use ring::hmac;
+use serde_json::{Value, json};
+use tempfile::tempdir;
+use tungstenite::handshake::machine::TryParse as _;
+use tungstenite::handshake::server as ws_server;
+
+use crate::door::head::{
+    ANNOUNCED_BYTES_MAX, HEAD_BYTES_MAX, announced_body, read_head, wants_media_stream,
+};
+use crate::parties::n8n::N8nReply;
+use crate::parties::n8n::reply::{n8n_refusal, understand_reply};
+use crate::parties::twilio::stream::FromTwilio;
+use crate::parties::twilio::twiml::{twiml, xml_escape};
+use crate::parties::twilio::{Form, is_sid, signature_is_valid, url_with_and_without_port};
+use crate::parties::ultravox::leg::{FromAgent, INVOCATION_ID_BYTES_MAX};
+use crate::parties::ultravox::{read_agent_call, selected_tools, ultravox_refusal};
+use crate::records::journal::Journal;
+use crate::records::outbox::left_behind;
+use crate::records::past::{Filed, sid_of};
+use crate::records::transcript::{TRANSCRIPT_BYTES_MAX, Transcript};
+use crate::setup::agent::{Agent, TOOL_WITHIN_MAX, ToolAction};
+use crate::testing::{bridge, check_diagram, check_workflow, file_in, sockets};
+use crate::toolbox::failure::{Failure, Secret};
+use crate::toolbox::log::{LOG_CHARS_MAX, presentable};
+use crate::toolbox::socket::READ_BYTES;
+use crate::toolbox::sound::{mulaw_to_pcm, pcm_to_mulaw};
+use crate::toolbox::text::{fill, find, is_e164, placeholders, shorten_number};
+use crate::workflow::workflow_for;
+use crate::{Bridge, demo, missing};
+
+/// Feeds this to one of the bridge's doors. What must hold is asserted here.
+pub(crate) fn feed(target: &str, data: &[u8]) {
+    match target {
+        "head" => feed_head(data),
+        "form" => feed_form(data),
+        "twilio" => with_text(data, feed_twilio),
+        "ultravox" => with_text(data, feed_ultravox),
+        "n8n" => feed_n8n(data),
+        "agent" => with_text(data, feed_agent),
+        "journal" => feed_journal(data),
+        unknown => assert_eq!(unknown, "", "no such target"),
+    }
+}
+
+/// What is not UTF-8 does not get past the WebSocket, or the file.
+fn with_text(data: &[u8], feed: fn(&str)) {
+    if let Ok(text) = std::str::from_utf8(data) {
+        feed(text);
+    }
+}
+
+/// A request as it comes in at the front door, through a socket. An empty line is added, so that
+/// nobody has to wait for the rest.
+fn feed_head(data: &[u8]) {
+    const END: &[u8] = b"-- and here is the very end of it --";
+    static LINE: LazyLock<Mutex<(Arc<TcpStream>, TcpStream)>> =
+        LazyLock::new(|| Mutex::new(sockets()));
+    let sent = [data, b"\r\n\r\n"].concat();
+    if sent.len() > 4 * HEAD_BYTES_MAX {
+        return;
+    }
+    let mut line = LINE.lock().unwrap_or_else(PoisonError::into_inner);
+    line.1.write_all(&sent).unwrap();
+    let read = read_head(&line.0);
+    // The next one shall not find what is left of this one.
+    line.1.write_all(END).unwrap();
+    let mut rest = Vec::new();
+    let mut chunk = [0; READ_BYTES];
+    while !rest.ends_with(END) {
+        let count = (&*line.0).read(&mut chunk).unwrap();
+        rest.extend_from_slice(&chunk[..count]);
+    }
+    let announced = announced_to_tiny_http(&sent);
+    let Ok(head) = read else {
+        return;
+    };
+    assert_eq!(head.len() + rest.len(), sent.len() + END.len(), "nothing was lost");
+    assert!(sent.starts_with(&head) && find(&head, b"\r\n\r\n").is_some());
+    assert!(head[0].is_ascii_uppercase());
+    assert!(announced.is_none_or(|bytes| bytes <= ANNOUNCED_BYTES_MAX), "it would be set aside");
+    if let (Some(ours), Some(theirs)) = (announced_body(&head), announced) {
+        assert!(ours >= theirs, "tiny_http waits for more than we do");
+    }
+    if wants_media_stream(&head) {
+        assert!(head.starts_with(b"GET /media-stream"));
+        if let Ok(Some((length, request))) = ws_server::Request::try_parse(&head) {
+            assert!(length <= head.len());
+            drop(ws_server::create_response(&request));
+        }
+    }
+}
+
+/// What `tiny_http` 0.12 makes of the head: it takes the first length, unless there is any
+/// `Transfer-Encoding`.
+fn announced_to_tiny_http(head: &[u8]) -> Option<usize> {
+    let end = find(head, b"\r\n\r\n")?;
+    let text = std::str::from_utf8(&head[..end]).ok().filter(|text| text.is_ascii())?;
+    let headers = || text.split("\r\n").skip(1).filter_map(|line| line.trim().split_once(':'));
+    let named = |wanted: &str| {
+        headers().find(|(name, _)| name.eq_ignore_ascii_case(wanted)).map(|(_, value)| value.trim())
+    };
+    if named("Transfer-Encoding").is_some() {
+        return None;
+    }
+    named("Content-Length")?.parse().ok()
+}
+
+/// The body of a webhook, and what becomes of the values in it.
+fn feed_form(data: &[u8]) {
+    let form = Form::parse(data);
+    let pairs: Vec<(&str, &str)> =
+        form.0.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    let written = form_urlencoded::Serializer::new(String::new()).extend_pairs(&pairs).finish();
+    assert_eq!(Form::parse(written.as_bytes()).0, form.0, "read what was written");
+    for (name, value) in pairs.iter().take(64) {
+        assert!(pairs.iter().any(|(known, first)| known == name && *first == form.get(name)));
+        feed_value(value);
+    }
+    let sid = form.get("CallSid");
+    if is_sid(sid) {
+        let path = Journal::path(Path::new("data"), sid);
+        assert_eq!(path.parent(), Some(Path::new("data/calls")), "it stays in its directory");
+        assert_eq!(sid_of(&path), sid, "and is found again");
+    }
+    let token = Secret("12345".into());
+    let url = "https://bridge.example/incoming-call?a=b";
+    let signed: String =
+        BTreeSet::from_iter(&pairs).into_iter().flat_map(|(name, value)| [*name, *value]).collect();
+    let key = hmac::Key::new(hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY, b"12345");
+    let signature = BASE64.encode(hmac::sign(&key, format!("{url}{signed}").as_bytes()));
+    assert!(signature_is_valid(&token, url, &form, &signature), "{signature}");
+    assert!(!signature_is_valid(&token, "https://bridge.example/", &form, &signature));
+    assert!(!signature_is_valid(&token, url, &form, form.get("signature")));
+}
+
+fn feed_value(value: &str) {
+    let escaped = xml_escape(value);
+    assert!(!escaped.contains(['<', '>', '"', '\'']), "{escaped}");
+    let plain = |c: &char| match c {
+        '\n' | '\t' | '\r' => true,
+        '\u{fffe}' | '\u{ffff}' => false,
+        c => !c.is_control(),
+    };
+    let wanted: String = value.chars().filter(plain).collect();
+    let said = demo::Twiml::read(&twiml(&format!("<Say>{escaped}</Say>"))).unwrap();
+    assert_eq!(said.said, [wanted.trim()], "Twilio reads what was meant");
+
+    let shown = presentable(value);
+    assert!(!shown.contains(char::is_control) && shown.chars().count() <= LOG_CHARS_MAX);
+    let number = shorten_number(value);
+    assert!(number.chars().filter(char::is_ascii_digit).count() <= 6, "{number}");
+    if is_e164(value) {
+        assert!(!shown.contains(value), "{shown}");
+    }
+    assert_eq!(fill(value, |_| None), value, "what is not known stays");
+    let filled = fill(value, |_| Some("{caller_number}".into()));
+    assert!(filled.len() >= value.len() || value.contains('}'), "{filled}");
+    for (name, line) in placeholders(value) {
+        assert!(value.lines().nth(line - 1).unwrap().contains(&format!("{{{name}}}")));
+    }
+    for url in url_with_and_without_port(value) {
+        assert!(!url.is_empty() || value.is_empty());
+    }
+}
+
+/// A message on the Media Stream, read before its start and after.
+fn feed_twilio(text: &str) {
+    let value: Value = serde_json::from_str(text).unwrap_or_default();
+    for sid in ["", "MZ1"] {
+        let Ok(message) = FromTwilio::parse(text, sid) else {
+            continue;
+        };
+        if !value.is_object() {
+            // Deeper than a tree may be, or a list of values in our order, which is harmless.
+            continue;
+        }
+        let event = &value["event"];
+        let is_new = matches!(message, FromTwilio::Unknown(_));
+        assert!(is_new || sid.is_empty() || value["streamSid"] == sid, "for another stream");
+        match message {
+            FromTwilio::Media(payload) => {
+                assert_eq!((event, &value["media"]["payload"]), (&json!("media"), &json!(payload)));
+                feed_sound(&payload);
+            }
+            FromTwilio::Start(start) => {
+                assert_eq!(value["start"]["callSid"], start.call_sid);
+                assert_eq!(value["start"]["streamSid"], start.stream_sid);
+                assert_eq!(value["start"]["mediaFormat"]["encoding"], start.media_format.encoding);
+                for (name, parameter) in start.custom_parameters {
+                    assert_eq!(value["start"]["customParameters"][name], parameter);
+                }
+            }
+            FromTwilio::Dtmf(digit) => assert_eq!(value["dtmf"]["digit"], digit),
+            FromTwilio::Mark(name) => assert_eq!(value["mark"]["name"], name),
+            FromTwilio::Connected => assert_eq!(*event, "connected"),
+            FromTwilio::Stop => assert_eq!(*event, "stop"),
+            FromTwilio::Unknown(other) => assert_eq!(*event, other),
+        }
+    }
+}
+
+/// To the agent and back it is the same sound, but for the two ways to write silence.
+fn feed_sound(payload: &str) {
+    let Ok(mulaw) = BASE64.decode(payload) else {
+        return;
+    };
+    assert!(mulaw.len() <= payload.len());
+    for code in mulaw {
+        let back = pcm_to_mulaw(mulaw_to_pcm(code));
+        assert!(back == code || (code, back) == (0x7F, 0xFF), "{code} came back as {back}");
+    }
+}
+
+/// What the agent says on one line of its own, message after message: invocations are looked at,
+/// transcripts are kept, and written to a journal as they come.
+fn feed_ultravox(text: &str) {
+    static BRIDGE: LazyLock<Bridge> = LazyLock::new(bridge);
+    let (mut transcript, mut filed) = (Transcript::default(), Filed::default());
+    for line in text.lines() {
+        let Ok(message) = FromAgent::parse(line) else {
+            continue;
+        };
+        match message {
+            FromAgent::Transcript(heard) => {
+                if let Some(line) = transcript.hear(1, &heard) {
+                    filed.apply(&line.event());
+                }
+            }
+            FromAgent::Invocation(invocation) => {
+                assert!(invocation.id.len() <= INVOCATION_ID_BYTES_MAX);
+                for tool in BRIDGE.agent.tools.values() {
+                    let told = missing(&BRIDGE, tool, &invocation);
+                    assert!(told.is_none_or(|told| told.starts_with("Not done yet: ")));
+                }
+            }
+            FromAgent::ClearBuffer | FromAgent::State(_) | FromAgent::Other(_) => {}
+        }
+    }
+    let kept: usize = transcript.lines.iter().map(|line| line.text.len()).sum();
+    assert!(kept <= TRANSCRIPT_BYTES_MAX, "{kept} bytes were kept");
+    for line in transcript.lines.iter_mut().filter(|line| !line.finished) {
+        line.finished = true;
+        filed.apply(&line.event());
+    }
+    check_transcript(&transcript);
+    // What is repeated counts twice when it is read back, so there is less room.
+    if transcript.bytes < TRANSCRIPT_BYTES_MAX / 4 {
+        let [mut told, mut said] = [&filed.transcript, &transcript].map(Transcript::text);
+        let ordinals: BTreeSet<u64> = transcript.lines.iter().map(|line| line.ordinal).collect();
+        if ordinals.len() < transcript.lines.len() {
+            // Two speakers under one ordinal: who began first is not in the journal.
+            [told, said] = [told, said].map(|text| {
+                let mut lines: Vec<&str> = text.lines().collect();
+                lines.sort_unstable();
+                lines.join("\n")
+            });
+        }
+        assert_eq!(told, said, "the journal tells the same");
+    }
+}
+
+/// One line an utterance, each with its speaker, in the order of what was said.
+fn check_transcript(transcript: &Transcript) {
+    let text = transcript.text();
+    let spoken = transcript.in_order().count();
+    assert_eq!(text.lines().count(), spoken, "{text:?}");
+    for line in text.lines() {
+        let words = line.strip_prefix("Agent: ").or(line.strip_prefix("User: "));
+        assert!(words.is_some_and(|words| words == words.trim() && !words.is_empty()), "{line:?}");
+    }
+    assert_eq!(transcript.as_messages().as_array().map(Vec::len), Some(spoken));
+}
+
+/// An answer of n8n's or Ultravox's. The first byte chooses its status.
+fn feed_n8n(data: &[u8]) {
+    const STATUSES: [u16; 12] = [200, 201, 204, 299, 302, 400, 401, 403, 404, 422, 429, 500];
+    let Some((first, body)) = data.split_first() else {
+        return;
+    };
+    let status = STATUSES[usize::from(*first) % STATUSES.len()];
+    let body = String::from_utf8_lossy(body).into_owned();
+    let reply = N8nReply { status, body };
+    let refused = n8n_refusal(&reply).is_some();
+    assert_eq!(refused, !(200..300).contains(&status));
+    for field in ["firstMessage", "message"] {
+        let found = understand_reply(&reply, field);
+        match found {
+            Ok(text) => {
+                assert!(!refused && !text.is_empty() && text == text.trim(), "{text:?}");
+                let json = serde_json::from_str::<Value>(reply.body.trim()).is_ok();
+                assert!(json || !text.starts_with(['{', '[', '<']), "it would be read out: {text}");
+            }
+            Err(failure) => check_failure(&failure),
+        }
+    }
+    check_failure(&ultravox_refusal(status, &reply.body));
+    match read_agent_call(&reply.body) {
+        Ok(created) => {
+            let answer: Value = serde_json::from_str(&reply.body).unwrap();
+            assert_eq!(
+                (&answer["callId"], &answer["joinUrl"]),
+                (&json!(created.id), &json!(created.join_url.reveal()))
+            );
+        }
+        Err(failure) => check_failure(&failure),
+    }
+}
+
+/// One line, and not a long one, whatever was quoted.
+fn check_failure(failure: &Failure) {
+    let line = failure.to_string();
+    assert!(!line.contains(char::is_control) && line.chars().count() < 500, "{line:?}");
+}
+
+/// An `agent.json`. What is accepted can be offered to Ultravox.
+fn feed_agent(text: &str) {
+    static BRIDGE: LazyLock<Mutex<Bridge>> = LazyLock::new(|| Mutex::new(bridge()));
+    let agent = Agent::from_files(&|name| match name {
+        "agent.json" => Ok(text.to_owned()),
+        "empty.md" => Ok(String::new()),
+        name if name.contains(".md") => Ok(format!("You are {{agent_name}}, {name}.")),
+        name => Err(format!("{name:?} is not there")),
+    });
+    let agent = match agent {
+        Ok(agent) => agent,
+        Err(mistakes) => return assert!(!mistakes.is_empty()),
+    };
+    assert!(agent.stages.contains_key(&agent.first_stage));
+    let mut bridge = BRIDGE.lock().unwrap_or_else(PoisonError::into_inner);
+    bridge.agent = agent;
+    for stage in bridge.agent.stages.values() {
+        assert!(stage.tools.iter().all(|tool| bridge.agent.tools.contains_key(tool)));
+        let offered = json!(selected_tools(&bridge, stage));
+        assert_eq!(demo::tools_objection(&offered), None, "{offered}");
+    }
+    check_workflow(&workflow_for(&bridge.agent).unwrap());
+    check_diagram(&bridge.agent);
+    for tool in bridge.agent.tools.values() {
+        if let ToolAction::EnterStage { stage, .. } = &tool.action {
+            assert!(bridge.agent.stages.contains_key(stage), "it leads nowhere");
+        }
+        assert!(!tool.within.is_zero() && tool.within <= TOOL_WITHIN_MAX);
+    }
+}
+
+/// A journal as a process that died has left it, or as somebody has edited it. It is read, and the
+/// call it tells of goes on in it.
+fn feed_journal(data: &[u8]) {
+    let scratch = tempdir().unwrap();
+    let path = file_in(&scratch, "20261123T000000Z-CA1.jsonl", data);
+    let before = Filed::read(&path).unwrap();
+    check_transcript(&before.transcript);
+    let said = before.transcript.text();
+    let parcel = left_behind(Filed::read(&path).unwrap(), path.clone());
+    assert_eq!(parcel.transcript.text(), said);
+    assert_eq!(parcel.unfinished, before.ended_by.is_empty());
+
+    let journal = Journal::at(path.clone());
+    journal.note(&json!({"event": "stage", "stage": "line\none, \u{1f44b}"}));
+    journal.note(&json!({"event": "end", "endedBy": "CallerLeft"}));
+    let after = Filed::read(&path).unwrap();
+    assert_eq!(after.stage, "line\none, \u{1f44b}", "what was there before spoils nothing");
+    assert_eq!(after.ended_by, "CallerLeft");
+    assert_eq!(after.transcript.text(), said);
+    assert_eq!((after.sid, after.number, after.agents), (before.sid, before.number, before.agents));
+    assert_eq!((after.delivered, after.transferred), (before.delivered, before.transferred));
+}
