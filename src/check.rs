@@ -15,7 +15,7 @@
 //! or changes something; only `--fix` does, at Twilio, and it asks before.
 //!
 //! If no server runs yet, this process listens in its place for the moment
-//! (`Bridge::stands_in`), so that the way from outside to here can be tried before the first start.
+//! (`door::Hall`), so that the way from outside to here can be tried before the first start.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, BufRead as _, IsTerminal as _};
@@ -32,22 +32,25 @@ use rustls::pki_types::ServerName;
 use rustls::{CertificateError, ClientConnection, StreamOwned};
 use serde_json::{Value, json};
 use subtle::ConstantTimeEq as _;
+use tiny_http::Method;
 use tungstenite::client::IntoClientRequest as _;
 use tungstenite::http::{HeaderMap, HeaderValue, Uri};
+use tungstenite::protocol::frame::coding::CloseCode;
 use tungstenite::{Error as SocketError, HandshakeError};
 
-use crate::door::front_door;
-use crate::door::inner::start_http;
+use crate::door::reply::{Reply, path_of};
+use crate::door::{self, Hall, Visitor};
 use crate::parties::n8n::reply::read_greeting;
 use crate::parties::n8n::{ToN8n, ask_n8n};
 use crate::parties::twilio::is_sid;
+use crate::parties::twilio::stream::{accept_stream, await_start};
 use crate::parties::ultravox::ULTRAVOX_REPLY_BYTES_MAX;
 use crate::setup::agent::Agent;
 use crate::setup::settings::{Config, settings_in_force};
 use crate::toolbox::dial::{InTime, connect};
 use crate::toolbox::failure::{Failure, Secret, Stop};
 use crate::toolbox::http::{http_agent, trusted_roots};
-use crate::toolbox::log::{Level as LogLevel, LogFormat, harmless, log_as, say};
+use crate::toolbox::log::{Level as LogLevel, LogFormat, harmless, log, log_as, say};
 use crate::toolbox::random::random_hex;
 use crate::toolbox::threads::spawn;
 use crate::{Bridge, GREETING_CHARS_MAX, LOOKUP_WITHIN};
@@ -317,11 +320,15 @@ impl Setup {
         let (agent, agent_is_right) = look_at_agent(&mut config, &mut findings)?;
         let (public_url, at_ngrok) = public_url(&mut config, &complaints);
         findings.extend(at_ngrok);
-        let bridge = Bridge { stands_in: true, ..Bridge::build(config, agent, &roots) };
+        let bridge = Bridge::build(config, agent, &roots);
         // The threads that ask may outlive their time limit, and so must what they look at.
         let bridge: &'static Bridge = Box::leak(Box::new(bridge));
         let setup = Setup { bridge, agent_is_right, complaints, public_url };
         Ok((Box::leak(Box::new(setup)), findings))
+    }
+
+    fn prove(&self, nonce: &str) -> String {
+        self.bridge.identity.prove(&self.bridge.config.public_url, nonce)
     }
 
     fn is_malformed(&self, setting: &str) -> bool {
@@ -973,7 +980,7 @@ fn at_home(setup: &'static Setup, nonce: &str) -> (Finding, Option<String>) {
 fn judge_server(setup: &Setup, proof: &str, nonce: &str) -> Finding {
     let port = setup.bridge.config.port;
     let address = |proof: &str| proof.rsplit(' ').next().map(str::to_owned);
-    let is_same = address(proof) == address(&setup.bridge.prove(nonce));
+    let is_same = address(proof) == address(&setup.prove(nonce));
     if is_same || setup.public_url.is_none() || setup.is_malformed("PUBLIC_URL") {
         return Finding::ok("callbridge", "port", format!("runs on port {port}"));
     }
@@ -991,19 +998,41 @@ fn near(bind: IpAddr) -> IpAddr {
     }
 }
 
+/// Behind the same front door there is nobody to take a call.
+impl Hall for Setup {
+    fn answer(&'static self, request: &mut tiny_http::Request) -> Reply {
+        if path_of(request) == "/health" && matches!(request.method(), Method::Get | Method::Head) {
+            let (bridge, url) = (self.bridge, request.url());
+            return bridge.identity.health(&bridge.config.public_url, url);
+        }
+        // As a proxy that finds nobody at home would say: Twilio may try again.
+        Reply::text(503, "callbridge is not running, only its check")
+    }
+
+    fn take_stream(&'static self, visitor: &Visitor, head: Vec<u8>) {
+        let line = match accept_stream(self.bridge, &visitor.socket, head) {
+            Ok(line) => line,
+            Err(why) => return log!(Warn, "/media-stream was refused: {why}"),
+        };
+        // Our own question whether it opens says goodbye before a start.
+        if !matches!(await_start(&line), Ok(None)) {
+            line.close(CloseCode::Policy, "callbridge is not running, only its check");
+            line.await_close();
+        }
+    }
+}
+
 /// The same front door as the server's, for the moment, and without calls.
 fn stand_in(setup: &'static Setup, nonce: &str) -> (Finding, Option<String>) {
     let (bridge, port) = (setup.bridge, setup.bridge.config.port);
-    let opened = TcpListener::bind((bridge.config.bind, port)).and_then(|listener| {
-        start_http(bridge)?;
-        spawn("front door".into(), move || front_door(bridge, &listener))
-    });
+    let opened = TcpListener::bind((bridge.config.bind, port))
+        .and_then(|listener| door::open(listener, setup, bridge.config.max_calls));
     match opened {
-        Ok(_) => {
+        Ok(()) => {
             let what = format!("does not run yet; this check listens on port {port} in its place");
             let cure = "start callbridge before you call";
             let finding = Finding::warning("callbridge", "port", what).cure(cure);
-            (finding, Some(bridge.prove(nonce)))
+            (finding, Some(setup.prove(nonce)))
         }
         Err(error) => {
             let what = format!("cannot listen on {}:{port}: {error}", bridge.config.bind);

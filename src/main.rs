@@ -94,7 +94,7 @@ use std::{io, thread};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use jiff::Timestamp;
-use ring::{digest, hmac};
+use ring::digest;
 use rustls::ClientConfig;
 use rustls::pki_types::CertificateDer;
 use serde_json::{Map, Value, json};
@@ -108,11 +108,11 @@ use tungstenite::protocol::frame::coding::CloseCode;
 
 use crate::around::lines::{CallSlot, Calls, Slot};
 use crate::around::mend::{another_stream, take_up};
-use crate::around::ready::{health, keep_ready, ready};
+use crate::around::ready::{keep_ready, ready};
 use crate::around::shutdown::await_end;
-use crate::door::inner::start_http;
+use crate::door::health::Identity;
 use crate::door::reply::{Reply, header, read_body};
-use crate::door::{Lobby, Visit, front_door};
+use crate::door::{Hall, Visitor};
 use crate::outbox_verb::outbox_command;
 use crate::owner::access::{from_owner, order_from_owner};
 use crate::owner::calls::{call_list, call_story};
@@ -148,7 +148,7 @@ use crate::toolbox::log::{Sid, complain, log, log_as, say};
 use crate::toolbox::metrics::{
     ANSWER_TIME, BROKEN_LINES, CALLS, DEAD_AIR, RESUMES, Relayed, TOOL_TIME, TOOLS, refused,
 };
-use crate::toolbox::random::{random_bytes, random_hex, random_number};
+use crate::toolbox::random::{random_hex, random_number};
 use crate::toolbox::socket::{Duplex, LineEnd, Received};
 use crate::toolbox::sound::{
     FRAME, FRAME_BYTES, SAMPLE_BYTES, SAMPLE_RATE_HZ, mulaw_to_pcm, pcm_for_the_eye, pcm_to_mulaw,
@@ -315,7 +315,6 @@ struct Bridge {
     web: ureq::Agent,
     tls: Arc<ClientConfig>,
     calls: Calls,
-    lobby: Lobby,
     outbox: Outbox,
     ringing: Ringing,
     /// When this process began. A page that is open sees by it that there is another one.
@@ -326,12 +325,7 @@ struct Bridge {
     draining: AtomicBool,
     /// And the last ones are being ended.
     stopping: AtomicBool,
-    /// `tiny_http`, listening on loopback.
-    http: Mutex<Option<Arc<tiny_http::Server>>>,
-    /// Known to nobody else: what is signed with it comes from this process.
-    identity: hmac::Key,
-    /// `callbridge check` listens where the server would, and takes no calls.
-    stands_in: bool,
+    identity: Identity,
 }
 
 fn serve() -> Result<(), Stop> {
@@ -361,10 +355,9 @@ fn run(bridge: &'static Bridge, listener: TcpListener) -> io::Result<()> {
     let address = listener.local_addr()?;
     // Before anybody is told that we are there: a signal that nobody awaits ends the process.
     let signals = Signals::new([SIGTERM, SIGINT])?;
-    start_http(bridge)?;
     introduce(bridge, address);
     keep_ready(bridge)?;
-    spawn("front door".into(), move || front_door(bridge, &listener))?;
+    door::open(listener, bridge, bridge.config.max_calls)?;
     // Thousands of journals take a while to read. Neither a caller nor a signal waits for them.
     spawn("journals".into(), move || {
         if let Err(error) = start_outbox(bridge) {
@@ -388,44 +381,51 @@ impl Bridge {
             tls: tls_config(roots),
             web: http_agent(roots),
             calls: Calls::default(),
-            lobby: Lobby::default(),
             outbox: Outbox::default(),
             ringing: Ringing::default(),
             began: Timestamp::now(),
             agent_is_ready: AtomicBool::new(false),
             draining: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
-            http: Mutex::default(),
-            identity: hmac::Key::new(hmac::HMAC_SHA256, &random_bytes::<32>()),
-            stands_in: false,
+            identity: Identity::new(),
             config,
             agent,
         }
     }
 }
 
+impl Hall for Bridge {
+    fn answer(&'static self, request: &mut tiny_http::Request) -> Reply {
+        route(self, request)
+    }
+
+    fn take_stream(&'static self, visitor: &Visitor, head: Vec<u8>) {
+        media_stream(self, visitor, head);
+    }
+}
+
 /// Finds the function that answers.
-fn answer(bridge: &'static Bridge, mut request: tiny_http::Request) {
+fn route(bridge: &'static Bridge, request: &mut tiny_http::Request) -> Reply {
     let url = request.url().to_owned();
     let path = url.split('?').next().unwrap_or_default();
-    let reply = match (request.method(), path) {
-        (Method::Get | Method::Head, "/health") => health(bridge, &url),
-        // As a proxy that finds nobody at home would say: Twilio may try again.
-        _ if bridge.stands_in => Reply::text(503, "callbridge is not running, only its check"),
-        (Method::Post, "/incoming-call") => from_twilio(bridge, &mut request, incoming_call),
-        (Method::Post, "/stream-ended") => from_twilio(bridge, &mut request, stream_ended),
-        (Method::Post, "/call-status") => from_twilio(bridge, &mut request, call_status),
-        (Method::Post, "/outgoing-call") => order_from_owner(bridge, &mut request, outgoing_call),
-        (Method::Post, "/browser-call") => order_from_owner(bridge, &mut request, browser_call),
+    match (request.method(), path) {
+        (Method::Get | Method::Head, "/health") => {
+            bridge.identity.health(&bridge.config.public_url, &url)
+        }
+        (Method::Post, "/incoming-call") => from_twilio(bridge, request, incoming_call),
+        (Method::Post, "/stream-ended") => from_twilio(bridge, request, stream_ended),
+        (Method::Post, "/call-status") => from_twilio(bridge, request, call_status),
+        (Method::Post, "/outgoing-call") => order_from_owner(bridge, request, outgoing_call),
+        (Method::Post, "/browser-call") => order_from_owner(bridge, request, browser_call),
         (Method::Post, _) if browser_stream(path).is_some() => {
-            order_from_owner(bridge, &mut request, browser_stream_ended)
+            order_from_owner(bridge, request, browser_stream_ended)
         }
-        (Method::Get | Method::Head, "/") => from_owner(bridge, &request, page),
-        (Method::Get | Method::Head, "/calls") => from_owner(bridge, &request, call_list),
+        (Method::Get | Method::Head, "/") => from_owner(bridge, request, page),
+        (Method::Get | Method::Head, "/calls") => from_owner(bridge, request, call_list),
         (Method::Get | Method::Head, _) if path.starts_with("/calls/") => {
-            from_owner(bridge, &request, call_story)
+            from_owner(bridge, request, call_story)
         }
-        (Method::Get | Method::Head, "/metrics") => from_owner(bridge, &request, metrics),
+        (Method::Get | Method::Head, "/metrics") => from_owner(bridge, request, metrics),
         (Method::Get | Method::Head, "/ready") => ready(bridge),
         (_, "/incoming-call" | "/stream-ended" | "/call-status") => {
             log!(Warn, "{} {path}: Twilio's webhook must be set to HTTP POST", request.method());
@@ -433,18 +433,6 @@ fn answer(bridge: &'static Bridge, mut request: tiny_http::Request) {
             Reply::text(405, "use POST (in Twilio's console: \"HTTP POST\" beside the webhook)")
         }
         _ => Reply::text(404, "there is nothing here"),
-    };
-    let content_type = [("Content-Type", reply.content_type.to_owned())];
-    let headers = content_type
-        .iter()
-        .chain(&reply.headers)
-        .filter_map(|(name, value)| tiny_http::Header::from_bytes(*name, value.as_bytes()).ok());
-    let response = tiny_http::Response::from_data(reply.body)
-        .with_status_code(reply.status)
-        // Told to be small enough, tiny_http would otherwise send longer answers in chunks.
-        .with_chunked_threshold(usize::MAX);
-    if let Err(error) = request.respond(headers.fold(response, tiny_http::Response::with_header)) {
-        log!(Debug, "{path}: the answer was not taken: {error}");
     }
 }
 
@@ -1197,8 +1185,8 @@ fn cannot_serve(bridge: &Bridge, sentence: &str) -> Answer {
 // Not here: a second chance. A token opens one stream.
 
 /// Thread T: the connection's own thread. Finds its call, then relays the caller's voice.
-fn media_stream(bridge: &'static Bridge, visit: &Visit, head: Vec<u8>) {
-    let line = match accept_stream(bridge, &visit.socket, head) {
+fn media_stream(bridge: &'static Bridge, visitor: &Visitor, head: Vec<u8>) {
+    let line = match accept_stream(bridge, &visitor.socket, head) {
         Ok(line) => line,
         Err(why) => {
             return log!(Warn, "/media-stream was refused: {why}");
@@ -1226,7 +1214,7 @@ fn media_stream(bridge: &'static Bridge, visit: &Visit, head: Vec<u8>) {
     else {
         return refuse("stream_token", "it has no valid token");
     };
-    visit.is_decided();
+    visitor.is_decided();
     let caller = Arc::new(CallerLeg::new(line, start.stream_sid));
     call.journal.note(&json!({"event": "stream", "streamSid": caller.stream_sid}));
     call.show(Exhibit::Start, || hidden(&wire, "/start/customParameters/token"));

@@ -4,18 +4,15 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 use std::{io, thread};
 
-use ring::hmac;
 use serde_json::Value;
 
 use crate::Bridge;
 use crate::door::reply::Reply;
 use crate::parties::n8n::N8N_REPLY_BYTES_MAX;
-use crate::parties::twilio::Form;
 use crate::parties::ultravox::{ULTRAVOX_REPLY_BYTES_MAX, ultravox_advice};
 use crate::toolbox::failure::{Failure, Party, unreachable_party};
 use crate::toolbox::http::IDLE_MAX;
 use crate::toolbox::log::log;
-use crate::toolbox::text::hex;
 use crate::toolbox::threads::spawn;
 
 /// How often an unused connection to Ultravox is used, so that it is still there for the next call.
@@ -26,26 +23,6 @@ pub(crate) const N8N_WARM_EVERY: Duration = Duration::from_secs(4);
 pub(crate) const WARM_WITHIN: Duration = Duration::from_secs(5);
 
 const _: () = assert!(ULTRAVOX_WARM_EVERY.as_secs() < IDLE_MAX.as_secs());
-
-/// Tells that we live, and nothing else. A `nonce` comes back signed twice, by which `callbridge
-/// check` knows whether an address leads to this process, and whether both have the same
-/// `PUBLIC_URL`.
-pub(crate) fn health(bridge: &Bridge, url: &str) -> Reply {
-    let query = url.split_once('?').map(|(_, query)| query).unwrap_or_default();
-    match Form::parse(query.as_bytes()).get("nonce") {
-        "" => Reply::text(200, "ok"),
-        nonce => Reply::text(200, &format!("ok {}", bridge.prove(nonce))),
-    }
-}
-
-impl Bridge {
-    pub(crate) fn prove(&self, nonce: &str) -> String {
-        let address = hmac::Key::new(hmac::HMAC_SHA256, self.config.public_url.as_bytes());
-        [&self.identity, &address]
-            .map(|key| hex(hmac::sign(key, nonce.as_bytes()).as_ref()))
-            .join(" ")
-    }
-}
 
 pub(crate) fn keep_ready(bridge: &'static Bridge) -> io::Result<()> {
     spawn("ultravox ready".into(), move || {

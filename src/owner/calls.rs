@@ -9,8 +9,8 @@ use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use crate::door::reply::{Reply, path_of, query_of};
-use crate::parties::twilio::is_sid;
+use crate::door::reply::{Reply, path_of};
+use crate::parties::twilio::{Form, is_sid};
 use crate::records::journal::{Direction, HangUp};
 use crate::records::past::{Chapter, Filed, journal_of, journals, sid_of};
 use crate::records::transcript::Line;
@@ -96,6 +96,11 @@ pub(crate) fn call_list(bridge: &'static Bridge, request: &tiny_http::Request) -
         answer["live"] = live.iter().map(|call| json!(Summary::of_live(call))).collect();
     }
     Reply::json(200, &answer)
+}
+
+fn query_of(request: &tiny_http::Request) -> Form {
+    let query = request.url().split_once('?').map(|(_, query)| query).unwrap_or_default();
+    Form::parse(query.as_bytes())
 }
 
 /// Only the journals of this page are read, however many there are.
