@@ -37,6 +37,8 @@ pub(crate) fn await_end(bridge: &'static Bridge, mut signals: Signals) -> io::Re
     if await_news(&next_news, TIDY_EVERY, tidy).is_none() {
         return Ok(());
     }
+    // Before it is said: whoever reads the line may rely on it.
+    bridge.draining.store(true, Ordering::SeqCst);
     let calls = bridge.calls.all().len();
     let drain = bridge.config.drain;
     let seconds = drain.as_secs();
@@ -45,7 +47,6 @@ pub(crate) fn await_end(bridge: &'static Bridge, mut signals: Signals) -> io::Re
         "told to stop: no new calls; {calls} may go on for {seconds} s";
         calls, seconds
     );
-    bridge.draining.store(true, Ordering::SeqCst);
     spawn("drain".into(), move || {
         drain_calls(bridge);
         if drained.send("all calls are over").is_err() {

@@ -5,13 +5,13 @@
 //! that it does not have itself. It may stop for good when threads or file descriptors run out;
 //! then another one takes its place. What is in a request is none of this file's business.
 
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead as _, BufReader, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpStream};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::door::head::announced_body;
+use crate::door::head::{HEAD_BYTES_MAX, announced_body};
 use crate::door::reply::BODY_BYTES_MAX;
 use crate::door::{ACCEPT_PAUSE, Door, Visitor};
 use crate::toolbox::log::log;
@@ -52,17 +52,46 @@ pub(super) fn pass_to_http(door: &Door, visitor: &Arc<Visitor>, head: &[u8]) -> 
     }
     let (sender, to) = (Arc::clone(visitor), Arc::clone(&inner));
     let body = spawn("request body".into(), move || pass_body(&sender, &to, to_come))?;
-    let answered = io::copy(&mut &*inner, &mut &**socket);
+    let answered = pass_answer(&inner, socket);
     shut(&inner);
     shut(socket);
     join(body);
     match answered {
-        Ok(0) => Err(io::Error::other("it was not understood")),
         Err(error) if is_timeout(&error) => {
             Err(io::Error::other(format!("it took over {} s", REQUEST_WITHIN.as_secs())))
         }
-        answered => answered.map(drop),
+        answered => answered,
     }
+}
+
+/// The connection is closed after this answer, so the answer says so (RFC 9112, 9.6): a proxy that
+/// is not told sends its next request into the closing connection. `tiny_http` drops such a header
+/// of ours, so it is put in here, behind the status line. Not behind that of an interim answer,
+/// which more follows.
+fn pass_answer(from: &TcpStream, mut to: &TcpStream) -> io::Result<()> {
+    // The limit is for what comes before the answer's own headers.
+    let mut answer = BufReader::with_capacity(READ_BYTES, from).take(HEAD_BYTES_MAX as u64);
+    let mut head = Vec::new();
+    loop {
+        answer.read_until(b'\n', &mut head)?;
+        if !head.ends_with(b"\n") {
+            return Err(io::Error::other("it was not understood"));
+        }
+        let status = head.split(|&byte| byte == b' ').nth(1).unwrap_or_default();
+        if !status.starts_with(b"1") {
+            break;
+        }
+        while !head.ends_with(b"\r\n\r\n") && answer.read_until(b'\n', &mut head)? > 0 {}
+        to.write_all(&head)?;
+        head.clear();
+    }
+    head.extend_from_slice(b"Connection: close\r\n");
+    // With what is here already, which is mostly all of it, in one write.
+    let mut answer = answer.into_inner();
+    head.extend_from_slice(answer.buffer());
+    answer.consume(answer.buffer().len());
+    to.write_all(&head)?;
+    io::copy(&mut answer, &mut to).map(drop)
 }
 
 /// Waits for a file descriptor, and for `tiny_http` while it is being started again.
@@ -153,3 +182,6 @@ fn answer_aside(door: &'static Door, mut request: tiny_http::Request) {
         log!(Error, "a request was dropped: {error}");
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,10 +8,11 @@
 
 use std::error::Error;
 use std::fs;
-use std::io::Write as _;
-use std::os::unix::fs::PermissionsExt as _;
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpStream;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -1258,6 +1259,73 @@ fn a_process_without_calls_stops_at_once() -> Outcome {
         assert_eq!(world.bridge.wait_exit(EXIT_WITHIN)?.code(), Some(0), "{signal}");
     }
     Ok(())
+}
+
+/// Whoever has read the line may rely on it. Here nobody reads it, so that it cannot be said at
+/// all, and yet no call is taken any more.
+#[test]
+fn a_process_told_to_stop_takes_no_call_before_it_says_so() -> Outcome {
+    let world = builder().setting("LOG_LEVEL", "info").asleep().start()?;
+    let (mut log, stderr) = io::pipe()?;
+    let mut command = world.bridge.command_in(env!("CARGO_BIN_EXE_callbridge"), &[]);
+    command.env("PORT", "0").stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
+    let bridge = Reaped(command.spawn()?);
+    // No other copy of the writing end: should the process die, the log ends.
+    drop(command);
+    let mut said = BufReader::new(&mut log);
+    let address = loop {
+        let mut line = String::new();
+        assert!(said.read_line(&mut line)? > 0, "it ended before it listened");
+        if let Some((_, address)) = line.split_once("listening on ") {
+            break address.trim_end().to_owned();
+        }
+    };
+    let status = |path: &str| -> io::Result<String> {
+        let mut socket = TcpStream::connect(&address)?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        write!(socket, "GET {path} HTTP/1.1\r\nHost: bridge.example\r\n\r\n")?;
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer)?;
+        Ok(answer.split(' ').nth(1).unwrap_or_default().to_owned())
+    };
+    let becomes = |wanted: &str| {
+        let deadline = Instant::now() + PATIENCE;
+        while status("/ready")? != wanted {
+            if Instant::now() > deadline {
+                return Err(format!("/ready does not become {wanted}").into());
+            }
+        }
+        Ok::<(), Box<dyn Error + Send + Sync>>(())
+    };
+    becomes("200")?;
+    fill(&format!("/proc/{}/fd/2", bridge.0.id()))?;
+    Command::new("kill").args(["-TERM", &bridge.0.id().to_string()]).status()?;
+    becomes("503")
+}
+
+/// Writes into a pipe that nobody reads until nothing fits in.
+fn fill(pipe: &str) -> io::Result<()> {
+    const O_NONBLOCK: i32 = 0o4000;
+    let mut pipe = fs::OpenOptions::new().write(true).custom_flags(O_NONBLOCK).open(pipe)?;
+    for size in [4_096, 1] {
+        loop {
+            match pipe.write(&vec![b' '; size]) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                written => written?,
+            };
+        }
+    }
+    Ok(())
+}
+
+/// A process that does not outlive its test.
+struct Reaped(Child);
+
+impl Drop for Reaped {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
 }
 
 #[test]

@@ -4,6 +4,7 @@
 
 #[path = "../../src/demo.rs"]
 mod demo;
+mod door;
 mod faults;
 mod happy;
 mod metrics;
