@@ -87,7 +87,7 @@ use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, LazyLock, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Condvar, LazyLock, Mutex, mpsc};
 use std::time::{Duration, Instant};
 use std::{io, thread};
 
@@ -109,7 +109,7 @@ use tungstenite::protocol::frame::coding::CloseCode;
 use crate::around::lines::{CallSlot, Calls, Slot};
 use crate::around::mend::{another_stream, take_up};
 use crate::around::ready::{keep_ready, ready};
-use crate::around::shutdown::await_end;
+use crate::around::shutdown::{Phase, await_end};
 use crate::door::health::Identity;
 use crate::door::reply::{Reply, header, read_body};
 use crate::door::{Hall, Visitor};
@@ -154,7 +154,7 @@ use crate::toolbox::sound::{
     FRAME, FRAME_BYTES, SAMPLE_BYTES, SAMPLE_RATE_HZ, mulaw_to_pcm, pcm_for_the_eye, pcm_to_mulaw,
 };
 use crate::toolbox::text::{cut, fill, hex, hidden, is_e164, listed, shorten, shorten_number};
-use crate::toolbox::threads::{lock, spawn, spawn_for_call};
+use crate::toolbox::threads::{lock, spawn, spawn_for_call, wait};
 use crate::toolbox::time::millis;
 
 mod toolbox;
@@ -321,10 +321,7 @@ struct Bridge {
     began: Timestamp,
     /// Whether Ultravox would take a call, as far as it has been asked.
     agent_is_ready: AtomicBool,
-    /// No new calls any more.
-    draining: AtomicBool,
-    /// And the last ones are being ended.
-    stopping: AtomicBool,
+    phase: Mutex<Phase>,
     identity: Identity,
 }
 
@@ -385,8 +382,7 @@ impl Bridge {
             ringing: Ringing::default(),
             began: Timestamp::now(),
             agent_is_ready: AtomicBool::new(false),
-            draining: AtomicBool::new(false),
-            stopping: AtomicBool::new(false),
+            phase: Mutex::new(Phase::Serving),
             identity: Identity::new(),
             config,
             agent,
@@ -480,7 +476,7 @@ fn incoming_call(bridge: &'static Bridge, form: &Form) -> Reply {
 fn take_call(bridge: &'static Bridge, incoming: &IncomingCall) -> Answer {
     let IncomingCall { sid, number, direction, first_message, wire } = incoming;
     let phrases = &bridge.agent.phrases;
-    if bridge.draining.load(Ordering::SeqCst) {
+    if !bridge.takes_calls() {
         log!(Sid { sid }, Info, Ring, "not taken, this process is about to end");
         refused("stopping");
         return cannot_serve(bridge, &phrases.closing);
@@ -720,8 +716,7 @@ impl Call {
     fn await_stream(&self) -> Option<Arc<CallerLeg>> {
         let state = lock(&self.state);
         let waiting = |state: &mut CallState| state.caller.is_none() && state.hang_up.is_none();
-        let waited = self.changed.wait_timeout_while(state, 2 * NEXT_STREAM_WITHIN, waiting);
-        waited.unwrap_or_else(PoisonError::into_inner).0.caller.clone()
+        wait(&self.changed, state, 2 * NEXT_STREAM_WITHIN, waiting).caller.clone()
     }
 
     fn agent(&self) -> Option<Arc<Duplex>> {
@@ -739,10 +734,9 @@ impl Call {
 
     fn await_answer(&self) -> Answer {
         let state = lock(&self.state);
-        let waited =
-            self.changed.wait_timeout_while(state, AGENT_WITHIN, |state| state.answer.is_none());
-        let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        let state = wait(&self.changed, state, AGENT_WITHIN, |state| state.answer.is_none());
         let answer = state.answer.clone();
+        drop(state);
         answer.unwrap_or_else(|| cannot_serve(self.bridge, &self.bridge.agent.phrases.apology))
     }
 
@@ -1099,10 +1093,9 @@ fn await_caller(call: &Call, within: Duration) -> bool {
         next += FRAME;
         state = lock(&call.state);
         let until_next = next.saturating_duration_since(Instant::now());
-        let waited = call.changed.wait_timeout_while(state, until_next, |state| {
+        state = wait(&call.changed, state, until_next, |state| {
             state.caller.is_none() && state.hang_up.is_none()
         });
-        state = waited.unwrap_or_else(PoisonError::into_inner).0;
     }
 }
 
@@ -1628,7 +1621,7 @@ impl<'a> Act<'a> {
 
     /// Why the agent is gone, when it has gone in an orderly way.
     fn reason(&self) -> HangUp {
-        let shutting_down = self.call.bridge.stopping.load(Ordering::SeqCst);
+        let shutting_down = self.call.bridge.is_ending();
         match self.leaving {
             Some((why, _)) => why,
             None if shutting_down => HangUp::ShuttingDown,
@@ -1905,10 +1898,9 @@ fn await_last_word(call: &Call, caller: &CallerLeg) {
     caller.mark(call, LAST_WORD);
     let unheard = lock(&caller.plays_until).saturating_duration_since(began);
     let state = lock(&call.state);
-    let waited = call.changed.wait_timeout_while(state, unheard + MARK_GRACE, |state| {
+    let state = wait(&call.changed, state, unheard + MARK_GRACE, |state| {
         state.mark != LAST_WORD && state.caller.is_some()
     });
-    let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
     let how = match (state.mark == LAST_WORD, state.caller.is_some()) {
         (true, _) => "the caller heard the last word",
         (false, false) => "the caller left during the goodbye",

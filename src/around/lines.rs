@@ -1,12 +1,12 @@
 //! The telephone lines: who has one, and who gets one.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::records::journal::HangUp;
 use crate::toolbox::text::is_e164;
-use crate::toolbox::threads::lock;
+use crate::toolbox::threads::{lock, wait};
 use crate::{Bridge, Call};
 
 /// From a call's last word to the last line of its journal. Then Twilio is answered all the same.
@@ -77,16 +77,14 @@ impl Calls {
 
     pub(crate) fn await_none(&self, within: Duration) {
         let list = lock(&self.list);
-        let waited = self.one_less.wait_timeout_while(list, within, |list| !list.live.is_empty());
-        drop(waited.unwrap_or_else(PoisonError::into_inner));
+        drop(wait(&self.one_less, list, within, |list| !list.live.is_empty()));
     }
 
     /// A call that has ended may still be filing itself. What Twilio has to say of it waits.
     pub(crate) fn await_filed(&self, sid: &str) {
         let list = lock(&self.list);
         let filing = |list: &mut CallList| list.live.get(sid).is_some_and(|call| call.is_over());
-        let waited = self.one_less.wait_timeout_while(list, FILED_WITHIN, filing);
-        drop(waited.unwrap_or_else(PoisonError::into_inner));
+        drop(wait(&self.one_less, list, FILED_WITHIN, filing));
     }
 
     pub(crate) fn since_last_end(&self) -> Duration {

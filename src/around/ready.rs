@@ -1,4 +1,8 @@
-//! Ready for the next call.
+//! Ready for the next call: would it be served, and are the connections for it warm?
+//!
+//! `keep_ready` starts a thread each for Ultravox and n8n that use the connection to it often
+//! enough that no call has to open one. What Ultravox answers is also what `/ready` tells a load
+//! balancer. Nothing here keeps a call out: whoever rings all the same is tried.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -110,8 +114,8 @@ pub(crate) fn greet_n8n(bridge: &Bridge, url: &str) -> Result<(), Failure> {
 /// For a load balancer, or whoever watches: would the next caller be served? The log says why not.
 pub(crate) fn ready(bridge: &Bridge) -> Reply {
     let is_full = bridge.calls.all().len() >= bridge.config.max_calls;
-    let is_draining = bridge.draining.load(Ordering::SeqCst);
-    if is_full || is_draining || !bridge.agent_is_ready.load(Ordering::Relaxed) {
+    let is_leaving = !bridge.takes_calls();
+    if is_full || is_leaving || !bridge.agent_is_ready.load(Ordering::Relaxed) {
         return Reply::text(503, "not ready");
     }
     Reply::text(200, "ready")

@@ -86,7 +86,7 @@ pub(crate) fn call_list(bridge: &'static Bridge, request: &tiny_http::Request) -
         "version": env!("CARGO_PKG_VERSION"),
         "publicUrl": bridge.config.public_url,
         "maxCalls": bridge.config.max_calls,
-        "draining": bridge.draining.load(Ordering::SeqCst),
+        "draining": !bridge.takes_calls(),
         "outbox": {"waiting": bridge.outbox.waiting()},
         "agent": agent_in_short(&bridge.agent),
         "past": past,

@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::sync::Mutex;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -60,7 +59,7 @@ pub(crate) fn outgoing_call(bridge: &'static Bridge, _url: &str, order: &Value) 
         refused("not_allowed");
         return Reply::error(403, "OUTGOING_ALLOW has no beginning of this number");
     }
-    if bridge.draining.load(Ordering::SeqCst) {
+    if !bridge.takes_calls() {
         return Reply::error(503, "this process is about to end");
     }
     if bridge.calls.all().len() >= bridge.config.max_calls {

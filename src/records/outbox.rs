@@ -23,7 +23,7 @@ use crate::toolbox::log::log;
 use crate::toolbox::metrics::CALLS;
 use crate::toolbox::random::random_bytes;
 use crate::toolbox::text::since;
-use crate::toolbox::threads::{lock, spawn};
+use crate::toolbox::threads::{lock, spawn, wait};
 
 /// A call whose process died may be taken up for this long. Then its transcript is filed as it is.
 pub(crate) const TAKE_UP_WITHIN: Duration = Duration::from_mins(1);
@@ -167,8 +167,7 @@ impl Outbox {
             let fresh = |parcel: &Parcel| parcel.tries == 0 && !parcel.unfinished;
             !parcels.on_the_way.is_empty() || parcels.waiting.iter().any(fresh)
         };
-        let waited = self.changed.wait_timeout_while(parcels, 2 * DELIVER_WITHIN, untried);
-        drop(waited.unwrap_or_else(PoisonError::into_inner));
+        drop(wait(&self.changed, parcels, 2 * DELIVER_WITHIN, untried));
     }
 }
 
