@@ -47,8 +47,10 @@ use crate::parties::twilio::stream::{accept_stream, await_start};
 use crate::parties::ultravox::ULTRAVOX_REPLY_BYTES_MAX;
 use crate::setup::agent::Agent;
 use crate::setup::settings::{Config, settings_in_force};
+use crate::setup::stop::Stop;
+use crate::setup::values::NGROK;
 use crate::toolbox::dial::{InTime, connect};
-use crate::toolbox::failure::{Failure, Secret, Stop};
+use crate::toolbox::failure::{Failure, Secret};
 use crate::toolbox::http::{http_agent, trusted_roots};
 use crate::toolbox::log::{Level as LogLevel, LogFormat, harmless, log, log_as, say};
 use crate::toolbox::random::random_hex;
@@ -63,9 +65,6 @@ use crate::{Bridge, GREETING_CHARS_MAX, LOOKUP_WITHIN};
 // Out:      a list of findings, and an exit status: 0 if a call would work, 1 if not.
 // Fails:    never for what it finds; with status 2 for a wrong command line.
 // Not here: trust in anybody. Each party has a time limit, and so has the whole.
-
-/// The word that stands for "the address of the ngrok tunnel that leads here".
-pub(crate) const NGROK: &str = "ngrok";
 
 /// From the first question to the last answer. Who has not answered by then is named.
 const CHECK_WITHIN: Duration = Duration::from_secs(9);

@@ -141,8 +141,10 @@ use crate::records::transcript::{Heard, LINE_BROKE, Line, NOBODY_ANSWERED, Trans
 use crate::setup::agent::{Agent, Tool, ToolAction, find_calendar};
 use crate::setup::settings::Config;
 use crate::setup::start_lines::introduce;
+use crate::setup::stop::{Stop, needs_attention};
+use crate::setup::values::NGROK;
 use crate::toolbox::dial::dial;
-use crate::toolbox::failure::{Failure, Party, Secret, Stop, needs_attention};
+use crate::toolbox::failure::{Failure, Party, Secret};
 use crate::toolbox::http::{http_agent, tls_config, trusted_roots};
 use crate::toolbox::log::{Sid, complain, log, log_as, say};
 use crate::toolbox::metrics::{
@@ -338,7 +340,7 @@ fn serve() -> Result<(), Stop> {
         let (bind, port) = (config.bind, config.port);
         Stop::Failed(format!("callbridge: cannot listen on {bind}:{port}: {error}"))
     })?;
-    if config.public_url == check::NGROK {
+    if config.public_url == NGROK {
         let port = listener.local_addr().map_or(config.port, |address| address.port());
         config.public_url = check::ngrok_address(&config.ngrok_api_url, port)
             .map_err(|why| Stop::Failed(format!("callbridge: PUBLIC_URL=ngrok: {why}")))?;
@@ -352,7 +354,7 @@ fn run(bridge: &'static Bridge, listener: TcpListener) -> io::Result<()> {
     let address = listener.local_addr()?;
     // Before anybody is told that we are there: a signal that nobody awaits ends the process.
     let signals = Signals::new([SIGTERM, SIGINT])?;
-    introduce(bridge, address);
+    introduce(&bridge.config, &bridge.agent, address);
     keep_ready(bridge)?;
     door::open(listener, bridge, bridge.config.max_calls)?;
     // Thousands of journals take a while to read. Neither a caller nor a signal waits for them.
@@ -1787,7 +1789,7 @@ fn missing(bridge: &Bridge, tool: &Tool, invocation: &Invocation) -> Option<Stri
     }
     let calendar = tool.calendar_parameter()?;
     let location = invocation.text(calendar)?;
-    if find_calendar(bridge, &location).is_some() {
+    if find_calendar(&bridge.agent, &location).is_some() {
         return None;
     }
     let locations: Vec<&str> = bridge.agent.calendars.keys().map(String::as_str).collect();
@@ -1819,7 +1821,7 @@ fn n8n_tool(call: &Call, tool: &Tool, invocation: &Invocation) -> (ToolResult, &
         };
         let email =
             calendar.as_ref().filter(|calendar| *calendar == name).and(invocation.text(name));
-        match email.and_then(|location| find_calendar(call.bridge, &location)) {
+        match email.and_then(|location| find_calendar(&call.bridge.agent, &location)) {
             Some(email) => fields.insert("calendar_id".into(), json!(email)),
             None => fields.insert(name.clone(), value.clone()),
         };

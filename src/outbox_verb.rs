@@ -7,7 +7,7 @@ use crate::parties::twilio::twiml::TRANSFER_MAX;
 use crate::records::outbox::{left_behind, offer};
 use crate::records::past::{Filed, journals};
 use crate::setup::settings::Config;
-use crate::toolbox::failure::{Stop, needs_attention};
+use crate::setup::stop::{Stop, needs_attention};
 use crate::toolbox::log::{complain, say};
 use crate::toolbox::text::shorten_number;
 

@@ -21,7 +21,7 @@ use ring::digest;
 use serde_json::{Value, json};
 
 use crate::setup::agent::{Agent, Tool, ToolAction};
-use crate::toolbox::failure::Stop;
+use crate::setup::stop::Stop;
 use crate::toolbox::log::{complain, say};
 use crate::toolbox::text::hex;
 
