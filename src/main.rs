@@ -93,6 +93,7 @@ use std::{io, thread};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use data_encoding::HEXLOWER;
 use jiff::Timestamp;
 use ring::digest;
 use rustls::ClientConfig;
@@ -155,7 +156,7 @@ use crate::toolbox::socket::{Duplex, LineEnd, Received};
 use crate::toolbox::sound::{
     FRAME, FRAME_BYTES, SAMPLE_BYTES, SAMPLE_RATE_HZ, mulaw_to_pcm, pcm_for_the_eye, pcm_to_mulaw,
 };
-use crate::toolbox::text::{cut, fill, hex, hidden, is_e164, listed, shorten, shorten_number};
+use crate::toolbox::text::{cut, fill, hidden, is_e164, listed, shorten, shorten_number};
 use crate::toolbox::threads::{lock, spawn, spawn_for_call, wait};
 use crate::toolbox::time::millis;
 
@@ -1828,7 +1829,8 @@ fn n8n_tool(call: &Call, tool: &Tool, invocation: &Invocation) -> (ToolResult, &
     }
     let data = Value::Object(fields).to_string();
     let question = format!("{route} {data}");
-    let fingerprint = hex(digest::digest(&digest::SHA256, question.as_bytes()).as_ref());
+    let fingerprint =
+        HEXLOWER.encode(digest::digest(&digest::SHA256, question.as_bytes()).as_ref());
     let answer = {
         let mut answers = lock(&call.tool_answers);
         if answers.len() >= TOOL_ANSWERS_MAX && !answers.contains_key(&fingerprint) {

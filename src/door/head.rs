@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 use crate::toolbox::log::log;
 use crate::toolbox::metrics::refused;
 use crate::toolbox::socket::{READ_BYTES, is_timeout, shut};
-use crate::toolbox::text::find;
 
 /// The head of a request. A longer one is refused with 431.
 pub(crate) const HEAD_BYTES_MAX: usize = 16 * 1_024;
@@ -147,6 +146,10 @@ pub(crate) fn announced_body(head: &[u8]) -> Option<usize> {
 pub(crate) fn wants_media_stream(head: &[u8]) -> bool {
     let path = head.strip_prefix(b"GET /media-stream").unwrap_or_default();
     [b" ".as_slice(), b"?", b"/ ", b"/?"].iter().any(|end| path.starts_with(end))
+}
+
+pub(crate) fn find(text: &[u8], what: &[u8]) -> Option<usize> {
+    text.windows(what.len()).position(|window| window == what)
 }
 
 #[cfg(test)]

@@ -10,11 +10,11 @@
 //!
 //! It says nothing about calls; whether the next caller would be served is asked at `/ready`.
 
+use data_encoding::HEXLOWER;
 use ring::hmac;
 
 use crate::door::reply::Reply;
 use crate::toolbox::random::random_bytes;
-use crate::toolbox::text::hex;
 
 /// Known to nobody else: what is signed with it comes from this process.
 pub(crate) struct Identity(hmac::Key);
@@ -35,6 +35,8 @@ impl Identity {
 
     pub(crate) fn prove(&self, public_url: &str, nonce: &str) -> String {
         let address = hmac::Key::new(hmac::HMAC_SHA256, public_url.as_bytes());
-        [&self.0, &address].map(|key| hex(hmac::sign(key, nonce.as_bytes()).as_ref())).join(" ")
+        [&self.0, &address]
+            .map(|key| HEXLOWER.encode(hmac::sign(key, nonce.as_bytes()).as_ref()))
+            .join(" ")
     }
 }

@@ -11,12 +11,11 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::door::head::{HEAD_BYTES_MAX, announced_body};
+use crate::door::head::{HEAD_BYTES_MAX, announced_body, find};
 use crate::door::reply::BODY_BYTES_MAX;
 use crate::door::{ACCEPT_PAUSE, Door, Visitor};
 use crate::toolbox::log::log;
 use crate::toolbox::socket::{READ_BYTES, WRITE_WITHIN, is_timeout, shut};
-use crate::toolbox::text::find;
 use crate::toolbox::threads::{join, lock, spawn};
 
 /// A whole request, from its head to the end of our answer.

@@ -9,7 +9,6 @@ use crate::Bridge;
 use crate::door::reply::{Reply, header, path_of, private, read_body};
 use crate::toolbox::log::log;
 use crate::toolbox::metrics::refused;
-use crate::toolbox::text::starts_with_word;
 
 /// What belongs to the owner alone asks for `API_TOKEN`: as `Bearer`, or as the password of
 /// `Basic`, which browsers can. Without the setting there is nothing here.
@@ -106,6 +105,10 @@ pub(crate) fn refusal_of_other_site(
         return Some(Reply::error(415, "send Content-Type: application/json"));
     }
     None
+}
+
+fn starts_with_word(text: &str, word: &str) -> bool {
+    text.split(' ').next().is_some_and(|first| first.eq_ignore_ascii_case(word))
 }
 
 pub(crate) fn shown_token(header: &str) -> Option<String> {

@@ -15,9 +15,8 @@ use crate::records::journal::{Direction, HangUp};
 use crate::records::past::{Chapter, Filed, journal_of, journals, sid_of};
 use crate::records::transcript::Line;
 use crate::setup::agent::{Agent, ToolAction};
-use crate::toolbox::text::by_the_calendar;
 use crate::toolbox::threads::lock;
-use crate::toolbox::time::in_seconds;
+use crate::toolbox::time::{by_the_calendar, in_seconds};
 use crate::{Bridge, Call};
 
 /// Past calls on one page of `/calls`, and how many it has unless told.

@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::toolbox::log::log;
-use crate::toolbox::text::by_the_calendar;
 use crate::toolbox::threads::lock;
+use crate::toolbox::time::by_the_calendar;
 
 /// A message in a journal, and a tool's arguments and result there. What is longer is cut.
 pub(crate) const WIRE_CHARS_MAX: usize = 2_000;

@@ -22,8 +22,8 @@ use crate::toolbox::failure::Failure;
 use crate::toolbox::log::log;
 use crate::toolbox::metrics::CALLS;
 use crate::toolbox::random::random_bytes;
-use crate::toolbox::text::since;
 use crate::toolbox::threads::{lock, spawn, wait};
+use crate::toolbox::time::since;
 
 /// A call whose process died may be taken up for this long. Then its transcript is filed as it is.
 pub(crate) const TAKE_UP_WITHIN: Duration = Duration::from_mins(1);

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::records::journal::Direction;
 use crate::records::transcript::{Heard, Speaker, Transcript};
-use crate::toolbox::text::since;
+use crate::toolbox::time::since;
 
 /// Of a journal in one answer of `/calls/{sid}`, give or take a line. The page asks for the rest.
 pub(crate) const STORY_BYTES_MAX: u64 = 512 * 1_024;

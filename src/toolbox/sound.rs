@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::toolbox::text::hex;
+use data_encoding::HEXLOWER;
 
 /// Telephone sound, both legs (Media Streams: 8000 Hz, mono, mu-law only).
 pub(crate) const SAMPLE_RATE_HZ: usize = 8_000;
@@ -17,7 +17,7 @@ pub(crate) const SAMPLE_BYTES: usize = 2;
 const _: () = assert!(FRAME_BYTES == 320);
 
 pub(crate) fn pcm_for_the_eye(pcm: &[u8]) -> String {
-    let beginning = hex(pcm.get(..16).unwrap_or(pcm));
+    let beginning = HEXLOWER.encode(pcm.get(..16).unwrap_or(pcm));
     format!("{} bytes of PCM, binary: {beginning}…", pcm.len())
 }
 

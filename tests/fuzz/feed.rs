@@ -20,7 +20,7 @@ use tungstenite::handshake::machine::TryParse as _;
 use tungstenite::handshake::server as ws_server;
 
 use crate::door::head::{
-    ANNOUNCED_BYTES_MAX, HEAD_BYTES_MAX, announced_body, read_head, wants_media_stream,
+    ANNOUNCED_BYTES_MAX, HEAD_BYTES_MAX, announced_body, find, read_head, wants_media_stream,
 };
 use crate::parties::n8n::N8nReply;
 use crate::parties::n8n::reply::{n8n_refusal, understand_reply};
@@ -39,7 +39,7 @@ use crate::toolbox::failure::{Failure, Secret};
 use crate::toolbox::log::{LOG_CHARS_MAX, presentable};
 use crate::toolbox::socket::READ_BYTES;
 use crate::toolbox::sound::{mulaw_to_pcm, pcm_to_mulaw};
-use crate::toolbox::text::{fill, find, is_e164, placeholders, shorten_number};
+use crate::toolbox::text::{fill, is_e164, placeholders, shorten_number};
 use crate::workflow::workflow_for;
 use crate::{Bridge, demo, missing};
 

@@ -4,13 +4,13 @@ pub(crate) mod reply;
 
 use std::time::{Duration, Instant};
 
+use data_encoding::HEXLOWER;
 use ring::hmac;
 use serde_json::{Value, json};
 
 use crate::Bridge;
 use crate::toolbox::failure::{Failure, Party, unreachable_party};
 use crate::toolbox::metrics::{N8N_REQUESTS, N8N_TIME};
-use crate::toolbox::text::hex;
 
 /// An n8n reply. A longer one counts as nonsense.
 pub(crate) const N8N_REPLY_BYTES_MAX: u64 = 64 * 1_024;
@@ -107,7 +107,8 @@ pub(crate) fn post_to_n8n(
         .header("Idempotency-Key", &question.key);
     if let Some(secret) = &bridge.config.n8n_hmac_secret {
         let key = hmac::Key::new(hmac::HMAC_SHA256, secret.reveal().as_bytes());
-        let signature = format!("sha256={}", hex(hmac::sign(&key, body.as_bytes()).as_ref()));
+        let signature =
+            format!("sha256={}", HEXLOWER.encode(hmac::sign(&key, body.as_bytes()).as_ref()));
         request = request.header("X-Callbridge-Signature", signature);
     }
     if let Some((name, value)) = &bridge.config.n8n_auth_header {

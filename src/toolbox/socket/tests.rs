@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use data_encoding::HEXLOWER;
 use tungstenite::Message;
 use tungstenite::protocol::Role;
 use tungstenite::protocol::frame::coding::CloseCode;
@@ -16,7 +17,6 @@ use crate::testing::{DEADLINE, sockets};
 use crate::toolbox::socket::{
     AGENT_MESSAGE_BYTES_MAX, Duplex, LineEnd, Received, TWILIO_MESSAGE_BYTES_MAX,
 };
-use crate::toolbox::text::hex;
 
 /// Twilio's end as we hold it, and ours of the agent's leg, put together.
 fn two_ends() -> (Duplex, Duplex) {
@@ -37,7 +37,7 @@ fn end_and_bare_socket(role: Role) -> (Duplex, TcpStream) {
 fn heard(end: &Duplex) -> String {
     match end.read(DEADLINE) {
         Ok((Received::Text(text), _)) => format!("text {text}"),
-        Ok((Received::Binary(bytes), _)) => format!("binary {}", hex(&bytes)),
+        Ok((Received::Binary(bytes), _)) => format!("binary {}", HEXLOWER.encode(&bytes)),
         Err(LineEnd::Quiet) => "quiet".to_owned(),
         Err(LineEnd::Closed(code)) => format!("closed {code:?}"),
         Err(LineEnd::Broken(why)) => format!("broken: {why}"),

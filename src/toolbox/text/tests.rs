@@ -1,7 +1,7 @@
 //! Tables of cases for the small functions on text.
 
 use crate::toolbox::text::{
-    cut, fill, find, hex, hidden, is_e164, listed, placeholders, shorten, shorten_number,
+    cut, fill, hidden, is_e164, listed, placeholders, shorten, shorten_number,
 };
 
 #[test]
@@ -88,9 +88,6 @@ fn a_logged_number_can_be_recognised_but_not_called() {
 
 #[test]
 fn small_texts_are_as_they_should_be() {
-    assert_eq!(hex(&[0x00, 0x0F, 0xA0, 0xFF]), "000fa0ff");
-    assert_eq!(find(b"one\r\n\r\ntwo", b"\r\n\r\n"), Some(3));
-    assert_eq!((find(b"", b"\r\n"), find(b"\r", b"\r\n")), (None, None));
     assert_eq!(listed(&["email"], "is", "are"), "email is");
     assert_eq!(listed(&["email", "name"], "is", "are"), "email, name are");
 }
