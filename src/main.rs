@@ -62,7 +62,7 @@
 //! # What does not flow downwards
 //!
 //! Two things travel against the reading direction: the **token** (step 5 finds what step 4
-//! left in the [`Call`]) and the **slot** (step 9 gives back the place that step 1 took).
+//! left in the [`Call`]) and the **line** (step 9 gives back the one that step 1 took).
 //!
 //! # Glossary
 //!
@@ -107,7 +107,6 @@ use tungstenite::Bytes;
 use tungstenite::protocol::Message;
 use tungstenite::protocol::frame::coding::CloseCode;
 
-use crate::around::lines::{CallSlot, Calls, Slot};
 use crate::around::mend::{another_stream, take_up};
 use crate::around::ready::{keep_ready, ready};
 use crate::around::shutdown::{Phase, await_end};
@@ -117,6 +116,7 @@ use crate::door::{Hall, Visitor};
 use crate::outbox_verb::outbox_command;
 use crate::owner::access::{from_owner, order_from_owner};
 use crate::owner::calls::{call_list, call_story};
+use crate::owner::lines::{Admission, Calls, LineInUse};
 use crate::owner::metrics::metrics;
 use crate::owner::outgoing::{Ringing, outgoing_call};
 use crate::owner::page::page;
@@ -440,7 +440,7 @@ fn route(bridge: &'static Bridge, request: &mut tiny_http::Request) -> Reply {
 // ============================================================================
 //
 // In:       `POST /incoming-call`, a form with the caller's number; its signature.
-// Out:      a `Call` with a slot of its own, and the XML that steps 2 to 4 make of it.
+// Out:      a `Call` with a line of its own, and the XML that steps 2 to 4 make of it.
 // Fails:    403 without Twilio's signature, 400 without a call's id; all lines busy is a sentence.
 // Not here: trust in the caller's number. It is text from outside: a name, a word, or nothing.
 
@@ -484,12 +484,12 @@ fn take_call(bridge: &'static Bridge, incoming: &IncomingCall) -> Answer {
         refused("stopping");
         return cannot_serve(bridge, &phrases.closing);
     }
-    let (call, slot) = match bridge.calls.take_slot(sid, || Call::new(bridge, incoming)) {
-        Slot::Yours(call, slot) => (call, slot),
+    let (call, line) = match bridge.calls.admit(sid, || Call::new(bridge, incoming)) {
+        Admission::Yours(call, line) => (call, line),
         // Twilio repeats a webhook whose answer got lost. One call is one agent, so the repeat
         // waits for the first one's answer.
-        Slot::Known(call) => return call.await_answer(),
-        Slot::None => {
+        Admission::Known(call) => return call.await_answer(),
+        Admission::None => {
             log!(Sid { sid }, Warn, Ring, "all {} lines are busy", bridge.config.max_calls);
             refused("busy");
             return cannot_serve(bridge, &phrases.busy);
@@ -514,12 +514,12 @@ fn take_call(bridge: &'static Bridge, incoming: &IncomingCall) -> Answer {
         Direction::In | Direction::Browser => Opening::Greet(greeting(&call)),
         Direction::Out => Opening::WeCalled(ordered_greeting(&call, first_message)),
     };
-    connect_to_agent(&call, slot, &opening)
+    connect_to_agent(&call, line, &opening)
 }
 
 /// Steps 3 and 4, for a new call and for one that is taken up again.
-fn connect_to_agent(call: &Arc<Call>, slot: CallSlot, opening: &Opening) -> Answer {
-    let ready = ready_agent(call, slot, opening);
+fn connect_to_agent(call: &Arc<Call>, line: LineInUse, opening: &Opening) -> Answer {
+    let ready = ready_agent(call, line, opening);
     let rang_for = call.rang.elapsed();
     let ms = millis(rang_for);
     let answer = match &ready {
@@ -845,9 +845,9 @@ fn ask_for_greeting(call: &Call) -> Result<Option<String>, Failure> {
 // Fails:    when Ultravox refuses or is not there in time. Busy (429, 503) is tried once more.
 // Not here: the caller. Nobody has picked up yet.
 
-/// Creates the agent's call, joins it, and gives it to thread U, which owns the slot from here: it
+/// Creates the agent's call, joins it, and gives it to thread U, which owns the line from here: it
 /// is the one that sees the call to its end.
-fn ready_agent(call: &Arc<Call>, slot: CallSlot, opening: &Opening) -> Result<(), Failure> {
+fn ready_agent(call: &Arc<Call>, line: LineInUse, opening: &Opening) -> Result<(), Failure> {
     let began = Instant::now();
     let created = create_agent_call(call, opening, began + AGENT_WITHIN)?;
     let short_id = created.id.chars().take(4).collect::<String>();
@@ -855,7 +855,7 @@ fn ready_agent(call: &Arc<Call>, slot: CallSlot, opening: &Opening) -> Result<()
     lock(&call.state).agent = Some(Arc::clone(&agent));
     let (the_call, the_agent) = (Arc::clone(call), Arc::clone(&agent));
     spawn_for_call(format!("{} agent", shorten(&call.sid)), move || {
-        agent_thread(&the_call, slot, the_agent);
+        agent_thread(&the_call, line, the_agent);
     })
     .map_err(|error| {
         agent.close(CloseCode::Normal, "nobody can take this call");
@@ -1007,12 +1007,12 @@ fn stage_body(call: &Call, stage_name: &str) -> Value {
 
 /// Thread U: keeps the agent company until the caller is there, relays its voice, says goodbye,
 /// files the transcript. Steps 4 to 9 of one call, in one function.
-fn agent_thread(call: &Arc<Call>, slot: CallSlot, agent: Arc<Duplex>) {
+fn agent_thread(call: &Arc<Call>, line: LineInUse, agent: Arc<Duplex>) {
     let why = converse(call, agent);
     say_goodbye(call, why);
     after(call);
-    // Not before: a process that drains leaves when no slot is taken and the outbox is empty.
-    drop(slot);
+    // Not before: a process that drains leaves when no line is taken and the outbox is empty.
+    drop(line);
 }
 
 /// Steps 5 to 7 on thread U. A broken line to the agent is mended, twice at most: the caller stays,

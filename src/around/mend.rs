@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::around::lines::Slot;
+use crate::owner::lines::Admission;
 use crate::records::exhibit::Exhibit;
 use crate::records::journal::HangUp;
 use crate::records::past::{Filed, journal_of};
@@ -51,16 +51,16 @@ pub(crate) fn take_up(bridge: &'static Bridge, sid: &str, what_happened: &'stati
     if filed.transferred && what_happened == LINE_BROKE {
         return after_the_agent(bridge, HangUp::Transferred);
     }
-    match bridge.calls.take_slot(sid, || Call::from_journal(bridge, path, filed)) {
-        Slot::Yours(call, slot) => {
+    match bridge.calls.admit(sid, || Call::from_journal(bridge, path, filed)) {
+        Admission::Yours(call, line) => {
             log!(call, Warn, Ring, "the call is taken up from its journal");
             bridge.outbox.forget(sid);
             let after = if what_happened == LINE_BROKE { "process" } else { "transfer" };
             RESUMES.of(&[after]).add();
-            connect_to_agent(&call, slot, &Opening::GoOn(what_happened))
+            connect_to_agent(&call, line, &Opening::GoOn(what_happened))
         }
-        Slot::Known(call) => call.await_answer(),
-        Slot::None => {
+        Admission::Known(call) => call.await_answer(),
+        Admission::None => {
             refused("busy");
             cannot_serve(bridge, &bridge.agent.phrases.busy)
         }

@@ -20,11 +20,11 @@ use crate::toolbox::log::log;
 use crate::toolbox::threads::spawn;
 
 /// How often an unused connection to Ultravox is used, so that it is still there for the next call.
-pub(crate) const ULTRAVOX_WARM_EVERY: Duration = Duration::from_secs(25);
+const ULTRAVOX_WARM_EVERY: Duration = Duration::from_secs(25);
 /// The same for n8n, which closes a connection that was idle for 5 s.
-pub(crate) const N8N_WARM_EVERY: Duration = Duration::from_secs(4);
+const N8N_WARM_EVERY: Duration = Duration::from_secs(4);
 /// The answer to such a request. A later one counts as none.
-pub(crate) const WARM_WITHIN: Duration = Duration::from_secs(5);
+const WARM_WITHIN: Duration = Duration::from_secs(5);
 
 const _: () = assert!(ULTRAVOX_WARM_EVERY.as_secs() < IDLE_MAX.as_secs());
 
@@ -60,7 +60,7 @@ pub(crate) fn keep_ready(bridge: &'static Bridge) -> io::Result<()> {
 }
 
 /// `GET /api/accounts/me`: is the key right, and may one more call be created?
-pub(crate) fn ask_ultravox_for_room(bridge: &Bridge) -> Result<(), Failure> {
+fn ask_ultravox_for_room(bridge: &Bridge) -> Result<(), Failure> {
     let config = &bridge.config;
     let answered = bridge
         .web
@@ -95,7 +95,7 @@ pub(crate) fn ask_ultravox_for_room(bridge: &Bridge) -> Result<(), Failure> {
 }
 
 /// A preflight request of CORS: n8n answers it without running the workflow.
-pub(crate) fn greet_n8n(bridge: &Bridge, url: &str) -> Result<(), Failure> {
+fn greet_n8n(bridge: &Bridge, url: &str) -> Result<(), Failure> {
     let answered = bridge
         .web
         .options(url)

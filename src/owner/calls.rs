@@ -1,4 +1,9 @@
-//! The list of calls, and the story of one.
+//! The list of calls, and the story of one, as the page shows them.
+//!
+//! `GET /calls` is a page of it, the calls in progress first; `GET /calls/{sid}` is a call's journal
+//! from some byte on, so that whoever looks on gets each event once. The past comes from the
+//! journals, and only those are read that are asked for; from memory comes only what a journal
+//! does not have yet. Nothing here changes a call.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -20,35 +25,35 @@ use crate::toolbox::time::{by_the_calendar, in_seconds};
 use crate::{Bridge, Call};
 
 /// Past calls on one page of `/calls`, and how many it has unless told.
-pub(crate) const CALLS_A_PAGE_MAX: usize = 200;
-pub(crate) const CALLS_A_PAGE: usize = 50;
+const CALLS_A_PAGE_MAX: usize = 200;
+const CALLS_A_PAGE: usize = 50;
 /// A caller is speaking until this long after the last loud frame.
-pub(crate) const SPEAKS_ON: Duration = Duration::from_millis(300);
+const SPEAKS_ON: Duration = Duration::from_millis(300);
 
 /// A call in a word or two: in the list, and above its story.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct Summary {
-    pub(crate) sid: String,
-    pub(crate) number: String,
-    pub(crate) direction: Direction,
-    pub(crate) began: Option<String>,
-    pub(crate) ended: Option<String>,
-    pub(crate) seconds: f64,
-    pub(crate) stage: String,
-    pub(crate) ended_by: Option<String>,
-    pub(crate) live: bool,
-    pub(crate) speaking: Option<&'static str>,
+struct Summary {
+    sid: String,
+    number: String,
+    direction: Direction,
+    began: Option<String>,
+    ended: Option<String>,
+    seconds: f64,
+    stage: String,
+    ended_by: Option<String>,
+    live: bool,
+    speaking: Option<&'static str>,
     /// Utterances.
-    pub(crate) lines: usize,
+    lines: usize,
     /// None: there is no n8n to deliver to.
-    pub(crate) delivered: Option<bool>,
-    pub(crate) transferred: bool,
+    delivered: Option<bool>,
+    transferred: bool,
 }
 
 impl Call {
     /// One word on who is heard. The caller hears the agent for as long as Twilio plays it.
-    pub(crate) fn speaking(&self) -> Option<&'static str> {
+    fn speaking(&self) -> Option<&'static str> {
         let caller = self.caller()?;
         if *lock(&caller.plays_until) > Instant::now() {
             return Some("agent");
@@ -103,7 +108,7 @@ fn query_of(request: &tiny_http::Request) -> Form {
 }
 
 /// Only the journals of this page are read, however many there are.
-pub(crate) fn past_calls(
+fn past_calls(
     bridge: &Bridge,
     live: &[Arc<Call>],
     before: &str,
@@ -123,7 +128,7 @@ pub(crate) fn past_calls(
 }
 
 impl Summary {
-    pub(crate) fn of_live(call: &Call) -> Summary {
+    fn of_live(call: &Call) -> Summary {
         let (stage, how) = {
             let state = lock(&call.state);
             (state.stage.clone(), state.hang_up)
@@ -146,7 +151,7 @@ impl Summary {
     }
 
     /// Also of a journal that cannot be read: its name tells that there was a call.
-    pub(crate) fn of_past(bridge: &Bridge, path: &Path) -> Summary {
+    fn of_past(bridge: &Bridge, path: &Path) -> Summary {
         let filed = Filed::read(path).unwrap_or_default();
         let first = &bridge.agent.first_stage;
         Summary {
@@ -170,7 +175,7 @@ impl Summary {
 }
 
 /// What the page draws the flow chart from.
-pub(crate) fn agent_in_short(agent: &Agent) -> Value {
+fn agent_in_short(agent: &Agent) -> Value {
     let stages = agent.stages.iter().map(|(name, stage)| {
         json!({
             "name": name,
@@ -250,7 +255,7 @@ pub(crate) fn call_story(bridge: &'static Bridge, request: &tiny_http::Request) 
 
 impl Call {
     /// What was said and is not in the journal yet, or, if there is none, all of it.
-    pub(crate) fn words_in_memory(&self, all: bool) -> Vec<Value> {
+    fn words_in_memory(&self, all: bool) -> Vec<Value> {
         let transcript = lock(&self.transcript);
         let lines = transcript.lines.iter().filter(|line| all || !line.finished);
         lines.map(Line::as_json).collect()

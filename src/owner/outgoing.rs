@@ -1,4 +1,9 @@
-//! Calls that go out.
+//! Calls that go out: `POST /outgoing-call`, an order of the owner's.
+//!
+//! The number must begin with one of `OUTGOING_ALLOW`. Twilio rings it, and from the moment that
+//! somebody picks up the call is one like any other: Twilio posts `/incoming-call`, with an id in
+//! the address by which the greeting that was ordered is found again. Nothing is remembered of a
+//! number that does not answer, beyond `RINGING_MAX`.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -16,17 +21,17 @@ use crate::toolbox::threads::lock;
 use crate::{Bridge, GREETING_CHARS_MAX};
 
 /// An outgoing call's greeting is remembered for this long while the phone rings.
-pub(crate) const RINGING_MAX: Duration = Duration::from_mins(11);
+const RINGING_MAX: Duration = Duration::from_mins(11);
 /// Outgoing calls that ring at the same time. The next is refused with 503.
-pub(crate) const RINGING_AT_ONCE_MAX: usize = 100;
+const RINGING_AT_ONCE_MAX: usize = 100;
 
 /// Outgoing calls that ring, by the id we have put into their webhook's address, each with the
 /// greeting that was asked for.
 #[derive(Default)]
-pub(crate) struct Ringing(pub(crate) Mutex<HashMap<String, (Instant, String)>>);
+pub(crate) struct Ringing(Mutex<HashMap<String, (Instant, String)>>);
 
 impl Ringing {
-    pub(crate) fn add(&self, first_message: &str) -> Option<String> {
+    fn add(&self, first_message: &str) -> Option<String> {
         let mut ringing = lock(&self.0);
         ringing.retain(|_, (since, _)| since.elapsed() < RINGING_MAX);
         if ringing.len() >= RINGING_AT_ONCE_MAX {

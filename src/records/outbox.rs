@@ -10,7 +10,7 @@ use std::{fs, io};
 use serde_json::{Value, json};
 
 use crate::Bridge;
-use crate::around::lines::Calls;
+use crate::owner::lines::Calls;
 use crate::parties::n8n::reply::n8n_refusal;
 use crate::parties::n8n::{N8nReply, ToN8n, ask_n8n};
 use crate::parties::twilio::twiml::TRANSFER_MAX;
@@ -89,7 +89,7 @@ impl Outbox {
 
     /// From an earlier process. Calls come in while the journals are still being read, so this
     /// process may have made the journal itself, or have taken the call up: then it files it. Asked
-    /// under the lock, because `take_up` takes the slot first and calls `forget` then.
+    /// under the lock, because `take_up` takes the line first and calls `forget` then.
     pub(crate) fn add_left_behind(&self, calls: &Calls, mut parcel: Parcel) {
         let mut parcels = lock(&self.parcels);
         if parcels.over.contains(&parcel.sid) {
