@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use crate::setup::agent::{Agent, Tool, ToolAction};
-use crate::toolbox::failure::Stop;
+use crate::setup::stop::Stop;
 use crate::toolbox::log::say;
 
 #[derive(Clone, Copy)]

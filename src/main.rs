@@ -97,12 +97,13 @@ use std::collections::{HashMap, HashSet};
 use std::net::TcpListener;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 use std::{io, thread};
 
+use data_encoding::HEXLOWER;
 use jiff::Timestamp;
-use ring::{digest, hmac};
+use ring::digest;
 use rustls::ClientConfig;
 use rustls::pki_types::CertificateDer;
 use serde_json::{Value, json};
@@ -112,15 +113,15 @@ use subtle::ConstantTimeEq as _;
 use tiny_http::Method;
 use tungstenite::protocol::frame::coding::CloseCode;
 
-use crate::around::lines::{CallSlot, Calls, Slot};
 use crate::around::mend::{another_stream, resume_agent, take_up};
-use crate::around::ready::{health, keep_ready, ready};
-use crate::around::shutdown::await_end;
-use crate::door::inner::start_http;
+use crate::around::ready::{keep_ready, ready};
+use crate::around::shutdown::{Phase, await_end};
+use crate::door::health::Identity;
 use crate::door::reply::{Reply, header, read_body};
-use crate::door::{Lobby, Visit, front_door};
+use crate::door::{Hall, Visitor};
 use crate::owner::access::{from_owner, order_from_owner};
 use crate::owner::calls::{call_list, call_story};
+use crate::owner::lines::{Admission, Calls, LineInUse};
 use crate::owner::metrics::metrics;
 use crate::owner::outgoing::{Ringing, outgoing_call};
 use crate::owner::page::page;
@@ -143,17 +144,19 @@ use crate::records::transcript::{Heard, Transcript};
 use crate::setup::agent::{Agent, Tool, ToolAction};
 use crate::setup::settings::Config;
 use crate::setup::start_lines::introduce;
-use crate::toolbox::failure::{Failure, Party, Stop, needs_attention};
+use crate::setup::stop::{Stop, needs_attention};
+use crate::setup::values::NGROK;
+use crate::toolbox::failure::{Failure, Party};
 use crate::toolbox::http::{Http, tls_config, trusted_roots};
 use crate::toolbox::log::{Sid, complain, log, log_as, say};
 use crate::toolbox::metrics::{
     ANSWER_TIME, BROKEN_LINES, CALLS, DEAD_AIR, Relayed, TOOL_TIME, TOOLS, refused,
 };
-use crate::toolbox::random::{random_bytes, random_hex, random_number};
+use crate::toolbox::random::{random_hex, random_number};
 use crate::toolbox::socket::SocketEnd;
 use crate::toolbox::sound::{FRAME, FRAME_BYTES, PcmStream, Tone, to_pcm};
-use crate::toolbox::text::{cut, fill, hex, is_e164, shorten, shorten_number};
-use crate::toolbox::threads::{lock, spawn, spawn_for_call};
+use crate::toolbox::text::{cut, fill, is_e164, shorten, shorten_number};
+use crate::toolbox::threads::{lock, spawn, spawn_for_call, wait};
 use crate::toolbox::time::millis;
 
 mod toolbox;
@@ -247,7 +250,7 @@ fn serve() -> Result<(), Stop> {
         let (bind, port) = (config.bind, config.port);
         Stop::Failed(format!("callbridge: cannot listen on {bind}:{port}: {error}"))
     })?;
-    if config.public_url == check::NGROK {
+    if config.public_url == NGROK {
         let port = listener.local_addr().map_or(config.port, |address| address.port());
         config.public_url = check::ngrok_address(&config.ngrok_api_url, port)
             .map_err(|why| Stop::Failed(format!("callbridge: PUBLIC_URL=ngrok: {why}")))?;
@@ -266,23 +269,14 @@ struct Bridge {
     ultravox: Ultravox,
     n8n: N8n,
     calls: Calls,
-    lobby: Lobby,
     outbox: Outbox,
     ringing: Ringing,
     /// When this process began. A page that is open sees by it that there is another one.
     began: Timestamp,
     /// Whether Ultravox would take a call, as far as it has been asked.
     agent_is_ready: AtomicBool,
-    /// No new calls any more.
-    draining: AtomicBool,
-    /// And the last ones are being ended.
-    stopping: AtomicBool,
-    /// `tiny_http`, listening on loopback.
-    inner: Mutex<Option<Arc<tiny_http::Server>>>,
-    /// Known to nobody else: what is signed with it comes from this process.
-    identity: hmac::Key,
-    /// `callbridge check` listens where the server would, and takes no calls.
-    stands_in: bool,
+    phase: Mutex<Phase>,
+    identity: Identity,
 }
 
 impl Bridge {
@@ -301,16 +295,12 @@ impl Bridge {
             ultravox: Ultravox::new(http.clone(), Arc::clone(&tls), Arc::clone(&config)),
             n8n: N8n::new(http.clone(), Arc::clone(&config)),
             calls: Calls::default(),
-            lobby: Lobby::default(),
             outbox: Outbox::new(&config),
             ringing: Ringing::default(),
             began: Timestamp::now(),
             agent_is_ready: AtomicBool::new(false),
-            draining: AtomicBool::new(false),
-            stopping: AtomicBool::new(false),
-            inner: Mutex::default(),
-            identity: hmac::Key::new(hmac::HMAC_SHA256, &random_bytes::<32>()),
-            stands_in: false,
+            phase: Mutex::new(Phase::Serving),
+            identity: Identity::new(),
             config,
             agent,
             http,
@@ -323,10 +313,9 @@ fn run(bridge: &'static Bridge, listener: TcpListener) -> io::Result<()> {
     let address = listener.local_addr()?;
     // Before anybody is told that we are there: a signal that nobody awaits ends the process.
     let signals = Signals::new([SIGTERM, SIGINT])?;
-    start_http(bridge)?;
-    introduce(bridge, address);
+    introduce(&bridge.config, &bridge.agent, address);
     keep_ready(bridge)?;
-    spawn("front door".into(), move || front_door(bridge, &listener))?;
+    door::open(listener, bridge, bridge.config.max_calls)?;
     // Thousands of journals take a while to read. Neither a caller nor a signal waits for them.
     spawn("journals".into(), move || {
         let is_ours = |sid: &str| bridge.calls.knows(sid);
@@ -338,28 +327,38 @@ fn run(bridge: &'static Bridge, listener: TcpListener) -> io::Result<()> {
     await_end(bridge, signals)
 }
 
+impl Hall for Bridge {
+    fn answer(&'static self, request: &mut tiny_http::Request) -> Reply {
+        route(self, request)
+    }
+
+    fn take_stream(&'static self, visitor: &Visitor, head: Vec<u8>) {
+        media_stream(self, visitor, head);
+    }
+}
+
 /// Finds the function that answers.
-fn answer(bridge: &'static Bridge, mut request: tiny_http::Request) {
+fn route(bridge: &'static Bridge, request: &mut tiny_http::Request) -> Reply {
     let url = request.url().to_owned();
     let path = url.split('?').next().unwrap_or_default();
-    let reply = match (request.method(), path) {
-        (Method::Get | Method::Head, "/health") => health(bridge, &url),
-        // As a proxy that finds nobody at home would say: Twilio may try again.
-        _ if bridge.stands_in => Reply::text(503, "callbridge is not running, only its check"),
-        (Method::Post, "/incoming-call") => from_twilio(bridge, &mut request, incoming_call),
-        (Method::Post, "/stream-ended") => from_twilio(bridge, &mut request, stream_ended),
-        (Method::Post, "/call-status") => from_twilio(bridge, &mut request, call_status),
-        (Method::Post, "/outgoing-call") => order_from_owner(bridge, &mut request, outgoing_call),
-        (Method::Post, "/browser-call") => order_from_owner(bridge, &mut request, browser_call),
+    match (request.method(), path) {
+        (Method::Get | Method::Head, "/health") => {
+            bridge.identity.health(&bridge.config.public_url, &url)
+        }
+        (Method::Post, "/incoming-call") => from_twilio(bridge, request, incoming_call),
+        (Method::Post, "/stream-ended") => from_twilio(bridge, request, stream_ended),
+        (Method::Post, "/call-status") => from_twilio(bridge, request, call_status),
+        (Method::Post, "/outgoing-call") => order_from_owner(bridge, request, outgoing_call),
+        (Method::Post, "/browser-call") => order_from_owner(bridge, request, browser_call),
         (Method::Post, _) if browser_stream(path).is_some() => {
-            order_from_owner(bridge, &mut request, browser_stream_ended)
+            order_from_owner(bridge, request, browser_stream_ended)
         }
-        (Method::Get | Method::Head, "/") => from_owner(bridge, &request, page),
-        (Method::Get | Method::Head, "/calls") => from_owner(bridge, &request, call_list),
+        (Method::Get | Method::Head, "/") => from_owner(bridge, request, page),
+        (Method::Get | Method::Head, "/calls") => from_owner(bridge, request, call_list),
         (Method::Get | Method::Head, _) if path.starts_with("/calls/") => {
-            from_owner(bridge, &request, call_story)
+            from_owner(bridge, request, call_story)
         }
-        (Method::Get | Method::Head, "/metrics") => from_owner(bridge, &request, metrics),
+        (Method::Get | Method::Head, "/metrics") => from_owner(bridge, request, metrics),
         (Method::Get | Method::Head, "/ready") => ready(bridge),
         (_, "/incoming-call" | "/stream-ended" | "/call-status") => {
             log!(Warn, "{} {path}: Twilio's webhook must be set to HTTP POST", request.method());
@@ -367,18 +366,6 @@ fn answer(bridge: &'static Bridge, mut request: tiny_http::Request) {
             Reply::text(405, "use POST (in Twilio's console: \"HTTP POST\" beside the webhook)")
         }
         _ => Reply::text(404, "there is nothing here"),
-    };
-    let content_type = [("Content-Type", reply.content_type.to_owned())];
-    let headers = content_type
-        .iter()
-        .chain(&reply.headers)
-        .filter_map(|(name, value)| tiny_http::Header::from_bytes(*name, value.as_bytes()).ok());
-    let response = tiny_http::Response::from_data(reply.body)
-        .with_status_code(reply.status)
-        // Told to be small enough, tiny_http would otherwise send longer answers in chunks.
-        .with_chunked_threshold(usize::MAX);
-    if let Err(error) = request.respond(headers.fold(response, tiny_http::Response::with_header)) {
-        log!(Debug, "{path}: the answer was not taken: {error}");
     }
 }
 
@@ -458,17 +445,17 @@ struct IncomingCall<'a> {
 fn take_call(bridge: &'static Bridge, incoming: &IncomingCall) -> Answer {
     let IncomingCall { sid, number, direction, first_message, wire } = incoming;
     let phrases = &bridge.agent.phrases;
-    if bridge.draining.load(Ordering::SeqCst) {
+    if !bridge.takes_calls() {
         log!(Sid { sid }, Info, Ring, "not taken, this process is about to end");
         refused("stopping");
         return cannot_serve(bridge, &phrases.closing);
     }
-    let (call, slot) = match bridge.calls.take_slot(sid, || Call::new(bridge, incoming)) {
-        Slot::Yours(call, slot) => (call, slot),
+    let (call, line) = match bridge.calls.admit(sid, || Call::new(bridge, incoming)) {
+        Admission::Yours(call, line) => (call, line),
         // Twilio repeats a webhook whose answer got lost. One call is one agent, so the repeat
         // waits for the first one's answer.
-        Slot::Known(call) => return call.await_answer(),
-        Slot::None => {
+        Admission::Known(call) => return call.await_answer(),
+        Admission::None => {
             log!(Sid { sid }, Warn, Ring, "all {} lines are busy", bridge.config.max_calls);
             refused("busy");
             return cannot_serve(bridge, &phrases.busy);
@@ -489,7 +476,7 @@ fn take_call(bridge: &'static Bridge, incoming: &IncomingCall) -> Answer {
         Direction::In | Direction::Browser => Opening::Greet(greeting(&call)),
         Direction::Out => Opening::WeCalled(ordered_greeting(&call, first_message)),
     };
-    connect_to_agent(&call, slot, &opening)
+    connect_to_agent(&call, line, &opening)
 }
 
 /// One call, from ring to transcript. Its two threads and its tools share it.
@@ -573,10 +560,9 @@ impl Call {
 
     fn await_answer(&self) -> Answer {
         let state = lock(&self.state);
-        let waited =
-            self.changed.wait_timeout_while(state, AGENT_WITHIN, |state| state.answer.is_none());
-        let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        let state = wait(&self.changed, state, AGENT_WITHIN, |state| state.answer.is_none());
         let answer = state.answer.clone();
+        drop(state);
         answer.unwrap_or_else(|| cannot_serve(self.bridge, &self.bridge.agent.phrases.apology))
     }
 
@@ -686,8 +672,8 @@ impl Call {
 // Not here: the caller. Nobody has picked up yet.
 
 /// Steps 3 and 4, for a new call and for one that is taken up again.
-fn connect_to_agent(call: &Arc<Call>, slot: CallSlot, opening: &Opening) -> Answer {
-    let ready = ready_agent(call, slot, opening);
+fn connect_to_agent(call: &Arc<Call>, line: LineInUse, opening: &Opening) -> Answer {
+    let ready = ready_agent(call, line, opening);
     let rang_for = call.rang.elapsed();
     let ms = millis(rang_for);
     let answer = match &ready {
@@ -713,9 +699,9 @@ fn connect_to_agent(call: &Arc<Call>, slot: CallSlot, opening: &Opening) -> Answ
     answer
 }
 
-/// Creates the agent's call, joins it, and gives it to thread U, which owns the slot from here: it
+/// Creates the agent's call, joins it, and gives it to thread U, which owns the line from here: it
 /// is the one that sees the call to its end.
-fn ready_agent(call: &Arc<Call>, slot: CallSlot, opening: &Opening) -> Result<(), Failure> {
+fn ready_agent(call: &Arc<Call>, line: LineInUse, opening: &Opening) -> Result<(), Failure> {
     let began = Instant::now();
     let created = create_agent_call(call, opening, began + AGENT_WITHIN)?;
     let short_id = created.id.chars().take(4).collect::<String>();
@@ -724,7 +710,7 @@ fn ready_agent(call: &Arc<Call>, slot: CallSlot, opening: &Opening) -> Result<()
     lock(&call.state).agent = Some(Arc::clone(&agent));
     let (the_call, the_agent) = (Arc::clone(call), Arc::clone(&agent));
     spawn_for_call(format!("{} agent", shorten(&call.sid)), move || {
-        agent_thread(&the_call, slot, the_agent);
+        agent_thread(&the_call, line, the_agent);
     })
     .map_err(|error| {
         agent.close("nobody can take this call");
@@ -804,12 +790,12 @@ const NOBODY_ANSWERED: &str = "(The caller was to be put through to a person, bu
 
 /// Thread U: keeps the agent company until the caller is there, relays its voice, says goodbye,
 /// files the transcript. Steps 4 to 9 of one call, in one function.
-fn agent_thread(call: &Arc<Call>, slot: CallSlot, agent: Arc<AgentLeg>) {
+fn agent_thread(call: &Arc<Call>, line: LineInUse, agent: Arc<AgentLeg>) {
     let why = converse(call, agent);
     say_goodbye(call, why);
     after(call);
-    // Not before: a process that drains leaves when no slot is taken and the outbox is empty.
-    drop(slot);
+    // Not before: a process that drains leaves when no line is taken and the outbox is empty.
+    drop(line);
 }
 
 /// From the answer to Twilio's stream. Then the waiting agent is sent home and the token is void.
@@ -876,10 +862,9 @@ fn await_caller(call: &Call, within: Duration) -> bool {
         next += FRAME;
         state = lock(&call.state);
         let until_next = next.saturating_duration_since(Instant::now());
-        let waited = call.changed.wait_timeout_while(state, until_next, |state| {
+        state = wait(&call.changed, state, until_next, |state| {
             state.caller.is_none() && state.hang_up.is_none()
         });
-        state = waited.unwrap_or_else(PoisonError::into_inner).0;
     }
 }
 
@@ -982,8 +967,8 @@ impl Call {
 const NEXT_STREAM_WITHIN: Duration = Duration::from_secs(15);
 
 /// Thread T: the connection's own thread. Finds its call, then relays the caller's voice.
-fn media_stream(bridge: &'static Bridge, visit: &Visit, head: Vec<u8>) {
-    let socket = match stream::accept(&visit.socket, head, &bridge.config) {
+fn media_stream(bridge: &'static Bridge, visitor: &Visitor, head: Vec<u8>) {
+    let socket = match stream::accept(&visitor.socket, head, &bridge.config) {
         Ok(socket) => socket,
         Err(why) => {
             return log!(Warn, "/media-stream was refused: {why}");
@@ -1008,7 +993,7 @@ fn media_stream(bridge: &'static Bridge, visit: &Visit, head: Vec<u8>) {
     let Some(call) = call.filter(|call| call.take_token(start.token())) else {
         return refuse("stream_token", "it has no valid token");
     };
-    visit.is_decided();
+    visitor.is_decided();
     let caller = Arc::new(CallerLeg::new(socket, start.stream_sid, Arc::clone(&call.tap)));
     call.journal.note(&Event::Stream { stream_sid: caller.stream_sid.clone() });
     call.tap.show(Exhibit::Start, || hidden(&wire, "/start/customParameters/token"));
@@ -1274,8 +1259,7 @@ impl Call {
     fn await_stream(&self) -> Option<Arc<CallerLeg>> {
         let state = lock(&self.state);
         let waiting = |state: &mut CallState| state.caller.is_none() && state.hang_up.is_none();
-        let waited = self.changed.wait_timeout_while(state, 2 * NEXT_STREAM_WITHIN, waiting);
-        waited.unwrap_or_else(PoisonError::into_inner).0.caller.clone()
+        wait(&self.changed, state, 2 * NEXT_STREAM_WITHIN, waiting).caller.clone()
     }
 }
 
@@ -1389,7 +1373,7 @@ impl<'a> Act<'a> {
 
     /// Why the agent is gone, when it has gone in an orderly way.
     fn reason(&self) -> EndedBy {
-        let shutting_down = self.call.bridge.stopping.load(Ordering::SeqCst);
+        let shutting_down = self.call.bridge.is_ending();
         match self.leaving {
             Some((why, _)) => why,
             None if shutting_down => EndedBy::ShuttingDown,
@@ -1499,7 +1483,8 @@ fn n8n_tool(call: &Call, tool: &Tool, invocation: &Invocation) -> (ToolResult, &
     };
     let data = invocation.n8n_data(tool, &call.bridge.agent);
     let question = format!("{route} {data}");
-    let fingerprint = hex(digest::digest(&digest::SHA256, question.as_bytes()).as_ref());
+    let fingerprint =
+        HEXLOWER.encode(digest::digest(&digest::SHA256, question.as_bytes()).as_ref());
     let answer = {
         let mut answers = lock(&call.tool_answers);
         if answers.len() >= TOOL_ANSWERS_MAX && !answers.contains_key(&fingerprint) {
@@ -1650,10 +1635,9 @@ fn await_last_word(call: &Call, caller: &CallerLeg) {
         log!(call, Debug, Goodbye, "the mark did not reach Twilio");
     }
     let state = lock(&call.state);
-    let waited = call.changed.wait_timeout_while(state, unheard + MARK_GRACE, |state| {
+    let state = wait(&call.changed, state, unheard + MARK_GRACE, |state| {
         state.mark != LAST_WORD && state.caller.is_some()
     });
-    let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
     let how = match (state.mark == LAST_WORD, state.caller.is_some()) {
         (true, _) => "the caller heard the last word",
         (false, false) => "the caller left during the goodbye",

@@ -14,7 +14,7 @@ use crate::records::journal::journals;
 use crate::records::outbox::{Delivery, TRANSFER_MAX};
 use crate::records::past::PastCall;
 use crate::setup::settings::Config;
-use crate::toolbox::failure::{Stop, needs_attention};
+use crate::setup::stop::{Stop, needs_attention};
 use crate::toolbox::http::{Http, trusted_roots};
 use crate::toolbox::log::{complain, say};
 use crate::toolbox::text::shorten_number;

@@ -17,13 +17,13 @@
 
 use std::collections::BTreeMap;
 
+use data_encoding::HEXLOWER;
 use ring::digest;
 use serde_json::{Value, json};
 
 use crate::setup::agent::{Agent, Tool, ToolAction};
-use crate::toolbox::failure::Stop;
+use crate::setup::stop::Stop;
 use crate::toolbox::log::{complain, say};
-use crate::toolbox::text::hex;
 
 pub(crate) const BUILT_IN: &str = include_str!("agent/n8n-workflow.json");
 /// What the built-in workflow answers: greeting, transcript, booking.
@@ -283,7 +283,7 @@ fn literal(text: &str) -> String {
     if !text.is_empty() && text.chars().all(is_plain) {
         return text.to_owned();
     }
-    let unit = |unit: u16| ["\\u".to_owned(), hex(&unit.to_be_bytes())];
+    let unit = |unit: u16| ["\\u".to_owned(), HEXLOWER.encode(&unit.to_be_bytes())];
     let spelled: String = text.encode_utf16().flat_map(unit).collect();
     format!("={{{{ \"{spelled}\" }}}}")
 }
@@ -291,7 +291,7 @@ fn literal(text: &str) -> String {
 /// n8n wants a UUID, and two prints of the same files must not differ.
 fn id(of: &str) -> String {
     let digest = digest::digest(&digest::SHA256, format!("callbridge workflow: {of}").as_bytes());
-    let mut id: String = hex(digest.as_ref()).chars().take(32).collect();
+    let mut id: String = HEXLOWER.encode(digest.as_ref()).chars().take(32).collect();
     for at in [20, 16, 12, 8] {
         id.insert(at, '-');
     }

@@ -21,6 +21,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
 use std::process::Command;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -1190,18 +1191,34 @@ impl Watch {
     }
 }
 
-/// The text of a limit in `src/main.rs`, so that the table shows it and a rename is noticed.
-fn value_of(limit: &str) -> Result<&'static str, Failed> {
-    let source = include_str!("../src/main.rs");
+/// The text of a limit in `src`, so that the table shows it and a rename is noticed.
+fn value_of(limit: &str) -> Result<String, Failed> {
     let begin = format!("const {limit}: ");
-    let found = source.lines().find_map(|line| line.strip_prefix(&begin));
-    let value = found.and_then(|rest| rest.split_once(" = ")?.1.strip_suffix(';'));
-    value.ok_or_else(|| format!("src/main.rs has no limit {limit}").into())
+    let mut directories = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(directory)? {
+            let path = entry?.path();
+            if path.is_dir() {
+                directories.push(path);
+                continue;
+            }
+            let source = String::from_utf8_lossy(&fs::read(path)?).into_owned();
+            let found = source.lines().find_map(|line| {
+                let line = line.trim_start_matches("pub(crate) ").trim_start_matches("pub(super) ");
+                line.strip_prefix(&begin)?.split_once(" = ")?.1.strip_suffix(';')
+            });
+            if let Some(value) = found {
+                return Ok(value.to_owned());
+            }
+        }
+    }
+    Err(format!("src has no limit {limit}").into())
 }
 
 /// As a number: `64 * 1_024` is one.
 fn number_of(limit: &str) -> Result<usize, Failed> {
-    let factors = value_of(limit)?.split(" * ");
+    let value = value_of(limit)?;
+    let factors = value.split(" * ");
     let numbers = factors.map(|factor| factor.replace('_', "").parse::<usize>());
     numbers.product::<Result<_, _>>().map_err(|error| format!("{limit}: {error}").into())
 }

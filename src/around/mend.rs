@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use crate::around::lines::Slot;
+use crate::owner::lines::Admission;
 use crate::parties::ultravox::AGENT_WITHIN;
 use crate::parties::ultravox::leg::AgentLeg;
 use crate::records::ended_by::EndedBy;
@@ -59,16 +59,16 @@ pub(crate) fn take_up(bridge: &'static Bridge, sid: &str, what_happened: &'stati
     if past.transferred && what_happened == LINE_BROKE {
         return after_the_agent(bridge, EndedBy::Transferred);
     }
-    match bridge.calls.take_slot(sid, || Call::from_journal(bridge, path, past)) {
-        Slot::Yours(call, slot) => {
+    match bridge.calls.admit(sid, || Call::from_journal(bridge, path, past)) {
+        Admission::Yours(call, line) => {
             log!(call, Warn, Ring, "the call is taken up from its journal");
             bridge.outbox.forget(sid);
             let after = if what_happened == LINE_BROKE { "process" } else { "transfer" };
             RESUMES.of(&[after]).add();
-            connect_to_agent(&call, slot, &Opening::GoOn(what_happened))
+            connect_to_agent(&call, line, &Opening::GoOn(what_happened))
         }
-        Slot::Known(call) => call.await_answer(),
-        Slot::None => {
+        Admission::Known(call) => call.await_answer(),
+        Admission::None => {
             refused("busy");
             cannot_serve(bridge, &bridge.agent.phrases.busy)
         }

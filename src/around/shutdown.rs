@@ -1,6 +1,12 @@
-//! The end of the process.
+//! The end of the process: told to stop, it takes no new calls, sees the others to their end, and
+//! leaves.
+//!
+//! `await_end` is what the main thread does after the start. Until there is a signal it removes old
+//! journals once a day, because it has nothing else to do. Then the process drains for at most
+//! `DRAIN_SECONDS`, says goodbye in the calls that are left, offers every transcript to n8n once,
+//! and stays a moment for Twilio's last question. A second signal ends it at once. No call is
+//! ended in any other way than its own, `Call::hang_up`.
 
-use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::time::Duration;
 use std::{io, thread};
@@ -9,14 +15,34 @@ use signal_hook::iterator::Signals;
 
 use crate::records::ended_by::EndedBy;
 use crate::toolbox::log::log;
-use crate::toolbox::threads::spawn;
+use crate::toolbox::threads::{lock, spawn};
 use crate::{AGENT_LEAVES_WITHIN, Bridge};
 
 /// A process that ends stays this long after its last call. Twilio asks what comes next when a
 /// stream is over; unanswered, the caller hears of an application error instead of a person.
-pub(crate) const LAST_QUESTION_WITHIN: Duration = Duration::from_secs(2);
+const LAST_QUESTION_WITHIN: Duration = Duration::from_secs(2);
 /// How often the journals are looked through for those that are older than `KEEP_DAYS`.
-pub(crate) const TIDY_EVERY: Duration = Duration::from_hours(24);
+const TIDY_EVERY: Duration = Duration::from_hours(24);
+
+/// How far this process is on its way out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    Serving,
+    /// No new calls any more. The others go on.
+    Draining,
+    /// And the last ones are being ended.
+    Ending,
+}
+
+impl Bridge {
+    pub(crate) fn takes_calls(&self) -> bool {
+        *lock(&self.phase) == Phase::Serving
+    }
+
+    pub(crate) fn is_ending(&self) -> bool {
+        *lock(&self.phase) == Phase::Ending
+    }
+}
 
 /// Waits for SIGTERM or SIGINT, then for the calls to end by themselves. A second signal ends at
 /// once; what has been said is on disk by then, as always.
@@ -35,7 +61,7 @@ pub(crate) fn await_end(bridge: &'static Bridge, mut signals: Signals) -> io::Re
         return Ok(());
     }
     // Before it is said: whoever reads the line may rely on it.
-    bridge.draining.store(true, Ordering::SeqCst);
+    *lock(&bridge.phase) = Phase::Draining;
     let calls = bridge.calls.all().len();
     let drain = bridge.config.drain;
     let seconds = drain.as_secs();
@@ -57,7 +83,7 @@ pub(crate) fn await_end(bridge: &'static Bridge, mut signals: Signals) -> io::Re
 }
 
 /// The thread that waits is the main one, which has nothing else to do.
-pub(crate) fn await_news<T>(
+fn await_news<T>(
     news: &mpsc::Receiver<T>,
     tidy_every: Duration,
     mut tidy: impl FnMut(),
@@ -71,9 +97,9 @@ pub(crate) fn await_news<T>(
     }
 }
 
-pub(crate) fn drain_calls(bridge: &'static Bridge) {
+fn drain_calls(bridge: &'static Bridge) {
     bridge.calls.await_none(bridge.config.drain);
-    bridge.stopping.store(true, Ordering::SeqCst);
+    *lock(&bridge.phase) = Phase::Ending;
     for call in bridge.calls.all() {
         log!(call, Info, Goodbye, "this process ends, and the call with it");
         let told = call.agent().map(|agent| agent.hang_up(&bridge.agent.phrases.cut_short));

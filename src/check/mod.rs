@@ -24,7 +24,7 @@ use report::{Finding, Printer, Topic};
 use setup::Setup;
 use waiting::Waiting;
 
-use crate::toolbox::failure::Stop;
+use crate::setup::stop::Stop;
 use crate::toolbox::log::{Level as LogLevel, LogFormat, log_as, say};
 use crate::toolbox::threads::spawn;
 
@@ -43,7 +43,7 @@ mod twilio;
 mod ultravox;
 mod waiting;
 
-pub(crate) use ngrok::{NGROK, ngrok_address};
+pub(crate) use ngrok::ngrok_address;
 
 /// From the first question to the last answer. Who has not answered by then is named.
 const CHECK_WITHIN: Duration = Duration::from_secs(9);

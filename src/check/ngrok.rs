@@ -18,9 +18,6 @@ use serde_json::Value;
 use super::http::get;
 use crate::toolbox::http::Http;
 
-/// The word that stands for "the address of the ngrok tunnel that leads here".
-pub(crate) const NGROK: &str = "ngrok";
-
 /// ngrok's own address, on this machine, is asked before all else.
 pub(super) const NGROK_WITHIN: Duration = Duration::from_millis(800);
 

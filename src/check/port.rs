@@ -10,13 +10,17 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::time::Duration;
 
+use tiny_http::Method;
+use tungstenite::protocol::frame::coding::CloseCode;
+
 use super::http::{Answer, NoAnswer, get};
 use super::report::{Finding, Topic};
 use super::setup::Setup;
-use crate::door::front_door;
-use crate::door::inner::start_http;
+use crate::door::reply::{Reply, path_of};
+use crate::door::{self, Hall, Visitor};
+use crate::parties::twilio::stream;
 use crate::toolbox::http::Http;
-use crate::toolbox::threads::spawn;
+use crate::toolbox::log::log;
 
 /// The server on this machine.
 pub(super) const HOME_WITHIN: Duration = Duration::from_secs(2);
@@ -72,7 +76,7 @@ pub(super) fn is_older_callbridge(answer: &Answer) -> bool {
 fn judge_server(setup: &Setup, proof: &str, nonce: &str) -> Finding {
     let port = setup.bridge.config.port;
     let address = |proof: &str| proof.rsplit(' ').next().map(str::to_owned);
-    let is_same = address(proof) == address(&setup.bridge.prove(nonce));
+    let is_same = address(proof) == address(&setup.prove(nonce));
     if is_same || setup.public_url.is_none() || setup.is_malformed("PUBLIC_URL") {
         return PORT.ok(format!("is running on port {port}"));
     }
@@ -94,15 +98,13 @@ fn near(bind: IpAddr) -> IpAddr {
 /// The same front door as the server's, for the moment, and without calls.
 fn stand_in(setup: &'static Setup, nonce: &str) -> (Finding, Option<String>) {
     let (bridge, port) = (setup.bridge, setup.bridge.config.port);
-    let opened = TcpListener::bind((bridge.config.bind, port)).and_then(|listener| {
-        start_http(bridge)?;
-        spawn("front door".into(), move || front_door(bridge, &listener))
-    });
+    let opened = TcpListener::bind((bridge.config.bind, port))
+        .and_then(|listener| door::open(listener, setup, bridge.config.max_calls));
     match opened {
-        Ok(_) => {
+        Ok(()) => {
             let what =
                 format!("is not running yet; this check listens on port {port} in its place");
-            (PORT.warning(what, "start callbridge before you call"), Some(bridge.prove(nonce)))
+            (PORT.warning(what, "start callbridge before you call"), Some(setup.prove(nonce)))
         }
         Err(error) => {
             let what = format!("cannot listen on {}:{port}: {error}", bridge.config.bind);
@@ -112,6 +114,30 @@ fn stand_in(setup: &'static Setup, nonce: &str) -> (Finding, Option<String>) {
                 "set BIND to an address of this machine (0.0.0.0 is all of them), or set another PORT"
             };
             (PORT.wrong(what, cure), None)
+        }
+    }
+}
+
+/// Behind the same front door there is nobody to take a call.
+impl Hall for Setup {
+    fn answer(&'static self, request: &mut tiny_http::Request) -> Reply {
+        if path_of(request) == "/health" && matches!(request.method(), Method::Get | Method::Head) {
+            let (bridge, url) = (self.bridge, request.url());
+            return bridge.identity.health(&bridge.config.public_url, url);
+        }
+        // As a proxy that finds nobody at home would say: Twilio may try again.
+        Reply::text(503, "callbridge is not running, only its check")
+    }
+
+    fn take_stream(&'static self, visitor: &Visitor, head: Vec<u8>) {
+        let socket = match stream::accept(&visitor.socket, head, &self.bridge.config) {
+            Ok(socket) => socket,
+            Err(why) => return log!(Warn, "/media-stream was refused: {why}"),
+        };
+        // Our own question whether it opens says goodbye before a start.
+        if !matches!(stream::await_start(&socket), Ok(None)) {
+            socket.close(CloseCode::Policy, "callbridge is not running, only its check");
+            socket.await_close();
         }
     }
 }

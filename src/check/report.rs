@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 
 use super::http::without_logins;
 use crate::setup::settings::Config;
-use crate::toolbox::failure::Stop;
+use crate::setup::stop::Stop;
 use crate::toolbox::log::{harmless, say};
 
 /// What stands in a line of the report. What is longer is cut.

@@ -4,7 +4,7 @@
 //! and what is wrong stands at its default for the rest, so that one look names everything. It
 //! gives a `Bridge` to look with, one for the whole command. That bridge only looks: it has no
 //! outbox and takes no call; where no server runs it may listen in its place
-//! (`Bridge::stands_in`), so that the way from outside can be tried before the first start.
+//! (`door::Hall`), so that the way from outside can be tried before the first start.
 
 use std::path::Path;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use super::tunnel::public_url;
 use crate::Bridge;
 use crate::setup::agent::Agent;
 use crate::setup::settings::{Config, settings_in_force};
-use crate::toolbox::failure::Stop;
+use crate::setup::stop::Stop;
 use crate::toolbox::http::trusted_roots;
 
 /// The paths that Twilio, n8n and people ask for here.
@@ -45,6 +45,10 @@ pub(super) struct Setup {
 }
 
 impl Setup {
+    pub(super) fn prove(&self, nonce: &str) -> String {
+        self.bridge.identity.prove(&self.bridge.config.public_url, nonce)
+    }
+
     pub(super) fn read() -> Result<(&'static Setup, Vec<Finding>), Stop> {
         let (values, complaints) = settings_in_force();
         let (mut config, mut complaints) = Config::understand(values, complaints);
@@ -63,7 +67,7 @@ impl Setup {
         let (agent, agent_is_right) = look_at_agent(&mut config, &mut findings)?;
         let (public_url, about_ngrok) = public_url(&mut config, is_unusable);
         findings.extend(about_ngrok);
-        let bridge = Bridge { stands_in: true, ..Bridge::build(config, agent, &roots) };
+        let bridge = Bridge::build(config, agent, &roots);
         // The threads that ask may outlive their time limit, and so must what they look at.
         let bridge: &'static Bridge = Box::leak(Box::new(bridge));
         let setup = Setup { bridge, agent_is_right, complaints, public_url };

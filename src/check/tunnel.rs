@@ -5,9 +5,10 @@
 //! does not run is nobody's mistake, unless `PUBLIC_URL=ngrok` asks for it.
 
 use super::http::host_of;
-use super::ngrok::{NGROK, Tunnel, list_tunnels, start_or_set, tunnel_to};
+use super::ngrok::{Tunnel, list_tunnels, start_or_set, tunnel_to};
 use super::report::{Finding, Level, Topic};
 use crate::setup::settings::Config;
+use crate::setup::values::NGROK;
 
 const TUNNEL: Topic = Topic::new("ngrok", "tunnel");
 

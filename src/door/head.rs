@@ -1,4 +1,8 @@
-//! A request's head, within limits.
+//! A request's head, within limits of length and time.
+//!
+//! Only as much of it is understood as the door has to know: where it ends, whether it is HTTP at
+//! all, how long a body it announces, and whether it asks for the media stream. Whoever is refused
+//! here is told why in a short answer, and counted. The head goes on as it came, byte for byte.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -7,18 +11,17 @@ use std::time::{Duration, Instant};
 use crate::toolbox::log::log;
 use crate::toolbox::metrics::refused;
 use crate::toolbox::socket::{READ_BYTES, is_timeout, shut};
-use crate::toolbox::text::find;
 
 /// The head of a request. A longer one is refused with 431.
 pub(crate) const HEAD_BYTES_MAX: usize = 16 * 1_024;
 /// From accepting a connection to the end of its head. Then it is closed.
-pub(crate) const HEAD_WITHIN: Duration = Duration::from_secs(10);
+const HEAD_WITHIN: Duration = Duration::from_secs(10);
 /// The body that a head may announce. `tiny_http` sets aside as much memory as was announced when
 /// it throws away what nobody has read; without room for it, the process would end.
 pub(crate) const ANNOUNCED_BYTES_MAX: usize = 1_024 * 1_024;
 /// A peer that is refused while it still sends is listened to for this long, so that it gets to
 /// read why.
-pub(crate) const LINGER: Duration = Duration::from_secs(1);
+const LINGER: Duration = Duration::from_secs(1);
 
 /// Why a connection got no further than the door.
 #[derive(Debug)]
@@ -34,7 +37,7 @@ pub(crate) enum Refusal {
 }
 
 impl Refusal {
-    pub(crate) fn tell(&self, mut socket: &TcpStream) {
+    pub(super) fn tell(&self, mut socket: &TcpStream) {
         let (reason, status, why) = match self {
             Refusal::Left => {
                 log!(Debug, "a connection ended before it had said what it wants");
@@ -72,7 +75,7 @@ impl Refusal {
 
 /// Were the line closed while the peer still sends, the system would cut it, and our answer with
 /// it. So what comes is thrown away for a moment.
-pub(crate) fn linger(mut socket: &TcpStream) {
+fn linger(mut socket: &TcpStream) {
     let deadline = Instant::now() + LINGER;
     let mut chunk = [0; READ_BYTES];
     if socket.shutdown(Shutdown::Write).is_ok() && socket.set_read_timeout(Some(LINGER)).is_ok() {
@@ -143,6 +146,10 @@ pub(crate) fn announced_body(head: &[u8]) -> Option<usize> {
 pub(crate) fn wants_media_stream(head: &[u8]) -> bool {
     let path = head.strip_prefix(b"GET /media-stream").unwrap_or_default();
     [b" ".as_slice(), b"?", b"/ ", b"/?"].iter().any(|end| path.starts_with(end))
+}
+
+pub(crate) fn find(text: &[u8], what: &[u8]) -> Option<usize> {
+    text.windows(what.len()).position(|window| window == what)
 }
 
 #[cfg(test)]

@@ -1,4 +1,9 @@
 //! The way through the door to `tiny_http`, and back.
+//!
+//! `tiny_http` cannot be given a connection that somebody else has accepted, so it listens on
+//! loopback and each request is carried there, one a connection, under limits of time and length
+//! that it does not have itself. It may stop for good when threads or file descriptors run out;
+//! then another one takes its place. What is in a request is none of this file's business.
 
 use std::io::{self, BufRead as _, BufReader, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpStream};
@@ -6,32 +11,27 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::door::head::{HEAD_BYTES_MAX, announced_body};
+use crate::door::head::{HEAD_BYTES_MAX, announced_body, find};
 use crate::door::reply::BODY_BYTES_MAX;
-use crate::door::{ACCEPT_PAUSE, Visit};
-use crate::parties::twilio::TWILIO_WEBHOOK;
+use crate::door::{ACCEPT_PAUSE, Door, Visitor};
 use crate::toolbox::log::log;
 use crate::toolbox::socket::{READ_BYTES, WRITE_WITHIN, is_timeout, shut};
-use crate::toolbox::text::find;
 use crate::toolbox::threads::{join, lock, spawn};
-use crate::{Bridge, answer};
 
 /// A whole request, from its head to the end of our answer.
 pub(crate) const REQUEST_WITHIN: Duration = Duration::from_secs(20);
 
-const _: () = assert!(REQUEST_WITHIN.as_secs() > TWILIO_WEBHOOK.as_secs());
-
 /// From the end of a `tiny_http` to the next one. A dead one may leave a few sleeping threads
 /// behind, so there are not to be many.
-pub(crate) const HTTP_PAUSE: Duration = Duration::from_millis(500);
+const HTTP_PAUSE: Duration = Duration::from_millis(500);
 
 const _: () = assert!(2 * HTTP_PAUSE.as_millis() < WRITE_WITHIN.as_millis());
 
 /// Carries one request to `tiny_http` and its answer back. `Connection: close`, put in as the
 /// first header, keeps the next request from hiding behind this one.
-pub(crate) fn pass_to_http(bridge: &Bridge, visit: &Arc<Visit>, head: &[u8]) -> io::Result<()> {
-    let socket = &visit.socket;
-    let inner = Arc::new(connect_to_http(bridge)?);
+pub(super) fn pass_to_http(door: &Door, visitor: &Arc<Visitor>, head: &[u8]) -> io::Result<()> {
+    let socket = &visitor.socket;
+    let inner = Arc::new(connect_to_http(door)?);
     inner.set_nodelay(true)?;
     for side in [&**socket, &*inner] {
         side.set_read_timeout(Some(REQUEST_WITHIN))?;
@@ -47,10 +47,10 @@ pub(crate) fn pass_to_http(bridge: &Bridge, visit: &Arc<Visit>, head: &[u8]) -> 
     let head_end = find(head, b"\r\n\r\n").map_or(head.len(), |end| end + 4);
     let to_come = announced_body(head).map(|bytes| bytes.saturating_sub(head.len() - head_end));
     if to_come == Some(0) {
-        visit.is_decided();
+        visitor.is_decided();
     }
-    let (visitor, to) = (Arc::clone(visit), Arc::clone(&inner));
-    let body = spawn("request body".into(), move || pass_body(&visitor, &to, to_come))?;
+    let (sender, to) = (Arc::clone(visitor), Arc::clone(&inner));
+    let body = spawn("request body".into(), move || pass_body(&sender, &to, to_come))?;
     let answered = pass_answer(&inner, socket);
     shut(&inner);
     shut(socket);
@@ -67,7 +67,7 @@ pub(crate) fn pass_to_http(bridge: &Bridge, visit: &Arc<Visit>, head: &[u8]) -> 
 /// is not told sends its next request into the closing connection. `tiny_http` drops such a header
 /// of ours, so it is put in here, behind the status line. Not behind that of an interim answer,
 /// which more follows.
-pub(crate) fn pass_answer(from: &TcpStream, mut to: &TcpStream) -> io::Result<()> {
+fn pass_answer(from: &TcpStream, mut to: &TcpStream) -> io::Result<()> {
     // The limit is for what comes before the answer's own headers.
     let mut answer = BufReader::with_capacity(READ_BYTES, from).take(HEAD_BYTES_MAX as u64);
     let mut head = Vec::new();
@@ -94,10 +94,10 @@ pub(crate) fn pass_answer(from: &TcpStream, mut to: &TcpStream) -> io::Result<()
 }
 
 /// Waits for a file descriptor, and for `tiny_http` while it is being started again.
-pub(crate) fn connect_to_http(bridge: &Bridge) -> io::Result<TcpStream> {
+fn connect_to_http(door: &Door) -> io::Result<TcpStream> {
     let deadline = Instant::now() + WRITE_WITHIN;
     loop {
-        let http = lock(&bridge.inner).clone().ok_or(io::ErrorKind::NotConnected)?;
+        let http = lock(&door.http).clone().ok_or(io::ErrorKind::NotConnected)?;
         let address = http.server_addr().to_ip().ok_or(io::ErrorKind::AddrNotAvailable)?;
         match TcpStream::connect_timeout(&address, WRITE_WITHIN) {
             Err(error) if Instant::now() < deadline => {
@@ -115,17 +115,17 @@ pub(crate) fn connect_to_http(bridge: &Bridge) -> io::Result<TcpStream> {
 
 /// What comes after the head, as far as the limits allow. The limit is a little above the one at
 /// which the handler answers 413, so that the answer is said before the line is cut.
-pub(crate) fn pass_body(visit: &Visit, mut to: &TcpStream, to_come: Option<usize>) {
+fn pass_body(visitor: &Visitor, mut to: &TcpStream, to_come: Option<usize>) {
     let deadline = Instant::now() + REQUEST_WITHIN;
     let mut chunk = [0; READ_BYTES];
     let mut total = 0;
     while total <= 2 * BODY_BYTES_MAX && Instant::now() < deadline {
-        match (&*visit.socket).read(&mut chunk) {
+        match (&*visitor.socket).read(&mut chunk) {
             Ok(count) if count > 0 && to.write_all(&chunk[..count]).is_ok() => total += count,
             _ => break,
         }
         if to_come.is_some_and(|bytes| total >= bytes) {
-            visit.is_decided();
+            visitor.is_decided();
         }
     }
     if to.shutdown(Shutdown::Write).is_err() {
@@ -136,22 +136,22 @@ pub(crate) fn pass_body(visit: &Visit, mut to: &TcpStream, to_come: Option<usize
 /// `tiny_http` stops accepting for good when file descriptors run out: with an error from `recv`,
 /// or with a panic that only `connect_to_http` notices. So a new one takes its place, on a new
 /// port.
-pub(crate) fn start_http(bridge: &'static Bridge) -> io::Result<()> {
-    let server = open_http(bridge)?;
-    spawn("http".into(), move || serve_http(bridge, &server)).map(drop)
+pub(super) fn start_http(door: &'static Door) -> io::Result<()> {
+    let server = open_http(door)?;
+    spawn("http".into(), move || serve_http(door, &server)).map(drop)
 }
 
-pub(crate) fn serve_http(bridge: &'static Bridge, server: &tiny_http::Server) {
+fn serve_http(door: &'static Door, server: &tiny_http::Server) {
     let error = loop {
         match server.recv() {
-            Ok(request) => answer_aside(bridge, request),
+            Ok(request) => answer_aside(door, request),
             Err(error) => break error,
         }
     };
     log!(Error, "the web server stopped ({error}) and is started again");
     loop {
         thread::sleep(HTTP_PAUSE);
-        if start_http(bridge).is_ok() {
+        if start_http(door).is_ok() {
             break;
         }
     }
@@ -161,22 +161,23 @@ pub(crate) fn serve_http(bridge: &'static Bridge, server: &tiny_http::Server) {
     while Instant::now() < deadline {
         let left = deadline.saturating_duration_since(Instant::now());
         if let Ok(Some(request)) = server.recv_timeout(left) {
-            answer_aside(bridge, request);
+            answer_aside(door, request);
         }
     }
 }
 
-pub(crate) fn open_http(bridge: &Bridge) -> io::Result<Arc<tiny_http::Server>> {
+fn open_http(door: &Door) -> io::Result<Arc<tiny_http::Server>> {
     // It panics where no thread can be started.
     let opened = std::panic::catch_unwind(|| tiny_http::Server::http((Ipv4Addr::LOCALHOST, 0)));
     let server = opened.map_err(|_| io::Error::other("no thread"))?.map_err(io::Error::other)?;
     let server = Arc::new(server);
-    *lock(&bridge.inner) = Some(Arc::clone(&server));
+    *lock(&door.http) = Some(Arc::clone(&server));
     Ok(server)
 }
 
-pub(crate) fn answer_aside(bridge: &'static Bridge, request: tiny_http::Request) {
-    if let Err(error) = spawn("request".into(), move || answer(bridge, request)) {
+fn answer_aside(door: &'static Door, mut request: tiny_http::Request) {
+    let answer = move || door.hall.answer(&mut request).send(request);
+    if let Err(error) = spawn("request".into(), answer) {
         log!(Error, "a request was dropped: {error}");
     }
 }

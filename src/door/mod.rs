@@ -1,40 +1,83 @@
-//! The front door: one port for everything from outside.
+//! The front door: one port for everything from outside, with a [`Hall`] behind it.
+//!
+//! Why not `tiny_http` alone? It hands over an upgraded socket as one object that cannot be read
+//! and written at the same time, and a phone call does both all the time. It has no time limit for
+//! a request's head and no limit on its size, lets a new connection wait behind an idle one, and
+//! stops accepting for good when file descriptors run out. So this door reads a request's head,
+//! within limits, and then hands the whole connection on: the media stream to the hall, on the
+//! connection's own thread; everything else to `tiny_http` on loopback, and its request to the
+//! hall, on a thread of its own.
+//!
+//! It routes. It does not parse HTTP, and knows neither calls nor who may do what.
+//!
+//! ```text
+//! door::open(listener, bridge, config.max_calls)?;
+//! ```
 
 pub(crate) mod head;
-pub(crate) mod inner;
+pub(crate) mod health;
+mod inner;
+mod lobby;
 pub(crate) mod reply;
 
-use std::collections::VecDeque;
 use std::net::{TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use std::{io, thread};
 
 use crate::door::head::{read_head, wants_media_stream};
-use crate::door::inner::pass_to_http;
+use crate::door::inner::{pass_to_http, start_http};
+use crate::door::lobby::Lobby;
+use crate::door::reply::Reply;
 use crate::toolbox::log::log;
-use crate::toolbox::metrics::refused;
-use crate::toolbox::socket::{WRITE_WITHIN, shut};
-use crate::toolbox::threads::{lock, spawn_for_call};
-use crate::{Bridge, media_stream};
+use crate::toolbox::socket::WRITE_WITHIN;
+use crate::toolbox::threads::{spawn, spawn_for_call};
 
-/// Connections that have not said yet what they want: a whole head, the body it announces, a
-/// stream's token. One more closes the oldest: whoever means it has said so within milliseconds,
-/// whoever idles is the one to lose.
-pub(crate) const UNDECIDED_MAX: usize = 256;
+pub(crate) use inner::REQUEST_WITHIN;
+pub(crate) use lobby::Visitor;
+
 /// Connections beside one for each of `MAX_CALLS`. The next is closed at once.
-pub(crate) const CONNECTIONS_MAX: usize = 2_048;
+const CONNECTIONS_MAX: usize = 2_048;
 /// Pause after a failed `accept` (out of file descriptors: nothing announces that one is free).
-pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-pub(crate) fn front_door(bridge: &'static Bridge, listener: &TcpListener) -> ! {
+/// What is behind the door: the server, or what `callbridge check` puts in its place.
+pub(crate) trait Hall: Sync {
+    /// A request whose head is complete; its body may still be on the way.
+    fn answer(&'static self, request: &mut tiny_http::Request) -> Reply;
+
+    /// `GET /media-stream`, on a thread of its own. `head` is what has been read of it, and
+    /// perhaps a little more.
+    fn take_stream(&'static self, visitor: &Visitor, head: Vec<u8>);
+}
+
+struct Door {
+    hall: &'static dyn Hall,
+    lobby: Lobby,
+    /// `tiny_http`, listening on loopback.
+    http: Mutex<Option<Arc<tiny_http::Server>>>,
+}
+
+/// From here on the hall is asked, for as long as the process lives.
+pub(crate) fn open(
+    listener: TcpListener,
+    hall: &'static dyn Hall,
+    max_calls: usize,
+) -> io::Result<()> {
+    let lobby = Lobby::for_at_most(CONNECTIONS_MAX + max_calls);
+    // Connections hold on to it until the process ends, so nobody could ever free it.
+    let door: &'static Door = Box::leak(Box::new(Door { hall, lobby, http: Mutex::default() }));
+    start_http(door)?;
+    spawn("front door".into(), move || accept_all(door, &listener)).map(drop)
+}
+
+fn accept_all(door: &'static Door, listener: &TcpListener) -> ! {
     let mut said = false;
     loop {
         match listener.accept() {
             Ok((socket, _)) => {
                 said = false;
-                if let Err(error) = admit(bridge, socket) {
+                if let Err(error) = admit(door, socket) {
                     log!(Warn, "a connection was turned away: {error}");
                 }
             }
@@ -49,11 +92,11 @@ pub(crate) fn front_door(bridge: &'static Bridge, listener: &TcpListener) -> ! {
     }
 }
 
-pub(crate) fn admit(bridge: &'static Bridge, socket: TcpStream) -> io::Result<()> {
+fn admit(door: &'static Door, socket: TcpStream) -> io::Result<()> {
     socket.set_nodelay(true)?;
     socket.set_write_timeout(Some(WRITE_WITHIN))?;
     let socket = Arc::new(socket);
-    let visit = Arc::new(Lobby::enter(bridge, &socket)?);
+    let visitor = Arc::new(door.lobby.enter(&socket)?);
     // It becomes thread T if a media stream is wanted.
     spawn_for_call("front door".into(), move || {
         let head = match read_head(&socket) {
@@ -61,68 +104,10 @@ pub(crate) fn admit(bridge: &'static Bridge, socket: TcpStream) -> io::Result<()
             Err(refusal) => return refusal.tell(&socket),
         };
         if wants_media_stream(&head) {
-            media_stream(bridge, &visit, head);
-        } else if let Err(error) = pass_to_http(bridge, &visit, &head) {
+            door.hall.take_stream(&visitor, head);
+        } else if let Err(error) = pass_to_http(door, &visitor, &head) {
             log!(Debug, "a request ended early: {error}");
         }
     })
     .map(drop)
-}
-
-/// Who is inside, and who has not yet said what they want.
-#[derive(Default)]
-pub(crate) struct Lobby {
-    pub(crate) inside: AtomicUsize,
-    pub(crate) undecided: Mutex<VecDeque<Arc<TcpStream>>>,
-    /// Said once for each time that it fills up.
-    pub(crate) crowded: AtomicBool,
-}
-
-/// One connection's stay. Dropping it makes room.
-pub(crate) struct Visit {
-    pub(crate) lobby: &'static Lobby,
-    pub(crate) socket: Arc<TcpStream>,
-}
-
-impl Lobby {
-    pub(crate) fn enter(bridge: &'static Bridge, socket: &Arc<TcpStream>) -> io::Result<Visit> {
-        let lobby = &bridge.lobby;
-        let most = CONNECTIONS_MAX + bridge.config.max_calls;
-        let inside = lobby.inside.fetch_add(1, Ordering::SeqCst);
-        let visit = Visit { lobby, socket: Arc::clone(socket) };
-        if inside >= most {
-            refused("too_many_connections");
-            return Err(io::Error::other(format!("{most} connections are open")));
-        }
-        let mut undecided = lock(&lobby.undecided);
-        undecided.push_back(Arc::clone(socket));
-        if undecided.len() > UNDECIDED_MAX
-            && let Some(oldest) = undecided.pop_front()
-        {
-            // Its thread wakes up with an end of file.
-            shut(&oldest);
-            refused("idle_connection");
-            if !lobby.crowded.swap(true, Ordering::SeqCst) {
-                log!(Warn, "more than {UNDECIDED_MAX} connections idle; the oldest make room");
-            }
-        }
-        Ok(visit)
-    }
-}
-
-impl Drop for Visit {
-    fn drop(&mut self) {
-        self.is_decided();
-        self.lobby.inside.fetch_sub(1, Ordering::SeqCst);
-    }
-}
-
-impl Visit {
-    pub(crate) fn is_decided(&self) {
-        let mut undecided = lock(&self.lobby.undecided);
-        undecided.retain(|socket| !Arc::ptr_eq(socket, &self.socket));
-        if undecided.len() < UNDECIDED_MAX / 2 {
-            self.lobby.crowded.store(false, Ordering::SeqCst);
-        }
-    }
 }

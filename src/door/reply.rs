@@ -1,10 +1,11 @@
-//! What a request is answered with.
+//! What a request is answered with, and what the handlers of all requests read of it.
+//!
+//! A handler gives back a [`Reply`]; the door sends it. Who may ask for what is not decided here.
 
 use std::io::Read;
 
 use serde_json::{Value, json};
 
-use crate::parties::twilio::Form;
 use crate::toolbox::log::log;
 use crate::toolbox::metrics::refused;
 
@@ -12,11 +13,11 @@ use crate::toolbox::metrics::refused;
 pub(crate) const BODY_BYTES_MAX: usize = 64 * 1_024;
 
 pub(crate) struct Reply {
-    pub(crate) status: u16,
-    pub(crate) content_type: &'static str,
+    status: u16,
+    content_type: &'static str,
     /// Beside the content type.
-    pub(crate) headers: Vec<(&'static str, String)>,
-    pub(crate) body: Vec<u8>,
+    headers: Vec<(&'static str, String)>,
+    body: Vec<u8>,
 }
 
 impl Reply {
@@ -46,6 +47,22 @@ impl Reply {
     ) -> Reply {
         self.headers.extend(headers);
         self
+    }
+
+    pub(super) fn send(self, request: tiny_http::Request) {
+        let path = path_of(&request).to_owned();
+        let content_type = [("Content-Type", self.content_type.to_owned())];
+        let headers = content_type.iter().chain(&self.headers).filter_map(|(name, value)| {
+            tiny_http::Header::from_bytes(*name, value.as_bytes()).ok()
+        });
+        let response = tiny_http::Response::from_data(self.body)
+            .with_status_code(self.status)
+            // Told to be small enough, tiny_http would otherwise send longer answers in chunks.
+            .with_chunked_threshold(usize::MAX);
+        let response = headers.fold(response, tiny_http::Response::with_header);
+        if let Err(error) = request.respond(response) {
+            log!(Debug, "{path}: the answer was not taken: {error}");
+        }
     }
 }
 
@@ -83,9 +100,4 @@ pub(crate) fn header<'a>(request: &'a tiny_http::Request, name: &'static str) ->
 
 pub(crate) fn path_of(request: &tiny_http::Request) -> &str {
     request.url().split('?').next().unwrap_or_default()
-}
-
-pub(crate) fn query_of(request: &tiny_http::Request) -> Form {
-    let query = request.url().split_once('?').map(|(_, query)| query).unwrap_or_default();
-    Form::parse(query.as_bytes())
 }

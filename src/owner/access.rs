@@ -1,4 +1,8 @@
-//! Who may see and order it.
+//! Who may see and order it: whoever shows `API_TOKEN`.
+//!
+//! [`from_owner`] is for looking, [`order_from_owner`] for all that costs money: an order must also
+//! come from our own page, or from a program of the owner's, and never from another site in the
+//! owner's browser. Whoever is refused learns no more than that; each refusal is counted.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -9,7 +13,6 @@ use crate::Bridge;
 use crate::door::reply::{Reply, header, path_of, private, read_body};
 use crate::toolbox::log::log;
 use crate::toolbox::metrics::refused;
-use crate::toolbox::text::starts_with_word;
 
 /// What belongs to the owner alone asks for `API_TOKEN`: as `Bearer`, or as the password of
 /// `Basic`, which browsers can. Without the setting there is nothing here.
@@ -50,7 +53,7 @@ pub(crate) fn order_from_owner(
     }
 }
 
-pub(crate) fn refusal_of_stranger(bridge: &Bridge, request: &tiny_http::Request) -> Option<Reply> {
+fn refusal_of_stranger(bridge: &Bridge, request: &tiny_http::Request) -> Option<Reply> {
     let Some(token) = &bridge.config.api_token else {
         return Some(Reply::text(404, "there is nothing here"));
     };
@@ -73,10 +76,7 @@ pub(crate) fn refusal_of_stranger(bridge: &Bridge, request: &tiny_http::Request)
 /// A browser adds the password that it has stored to whatever any site makes it send here. So what
 /// another site has sent is refused, and so is a body that a mere form could send: for JSON a
 /// browser asks us first, and we say nothing. A Bearer token is never added by itself.
-pub(crate) fn refusal_of_other_site(
-    bridge: &Bridge,
-    request: &tiny_http::Request,
-) -> Option<Reply> {
+fn refusal_of_other_site(bridge: &Bridge, request: &tiny_http::Request) -> Option<Reply> {
     let origin = header(request, "Origin");
     let authority = |url: &str| {
         let (_, rest) = url.split_once("://")?;
@@ -108,7 +108,11 @@ pub(crate) fn refusal_of_other_site(
     None
 }
 
-pub(crate) fn shown_token(header: &str) -> Option<String> {
+fn starts_with_word(text: &str, word: &str) -> bool {
+    text.split(' ').next().is_some_and(|first| first.eq_ignore_ascii_case(word))
+}
+
+fn shown_token(header: &str) -> Option<String> {
     let (scheme, rest) = header.split_once(' ')?;
     if scheme.eq_ignore_ascii_case("bearer") {
         return Some(rest.trim().to_owned());

@@ -1,49 +1,52 @@
-//! The list of calls, and the story of one.
+//! The list of calls, and the story of one, as the page shows them.
+//!
+//! `GET /calls` is a page of it, the calls in progress first; `GET /calls/{sid}` is a call's journal
+//! from some byte on, so that whoever looks on gets each event once. The past comes from the
+//! journals, and only those are read that are asked for; from memory comes only what a journal
+//! does not have yet. Nothing here changes a call.
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use crate::door::reply::{Reply, path_of, query_of};
-use crate::parties::twilio::is_sid;
+use crate::door::reply::{Reply, path_of};
+use crate::parties::twilio::{Form, is_sid};
 use crate::records::ended_by::EndedBy;
 use crate::records::event::Direction;
 use crate::records::journal::{journal_of, journals, sid_of};
 use crate::records::past::{JournalSlice, PastCall};
 use crate::records::transcript::Utterance;
 use crate::setup::agent::{Agent, ToolAction};
-use crate::toolbox::text::by_the_calendar;
 use crate::toolbox::threads::lock;
-use crate::toolbox::time::in_seconds;
+use crate::toolbox::time::{by_the_calendar, in_seconds};
 use crate::{Bridge, Call};
 
 /// Past calls on one page of `/calls`, and how many it has unless told.
-pub(crate) const CALLS_A_PAGE_MAX: usize = 200;
-pub(crate) const CALLS_A_PAGE: usize = 50;
+const CALLS_A_PAGE_MAX: usize = 200;
+const CALLS_A_PAGE: usize = 50;
 
 /// A call in a word or two: in the list, and above its story.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct Summary {
-    pub(crate) sid: String,
-    pub(crate) number: String,
-    pub(crate) direction: Direction,
-    pub(crate) began: Option<String>,
-    pub(crate) ended: Option<String>,
-    pub(crate) seconds: f64,
-    pub(crate) stage: String,
-    pub(crate) ended_by: Option<EndedBy>,
-    pub(crate) live: bool,
-    pub(crate) speaking: Option<&'static str>,
+struct Summary {
+    sid: String,
+    number: String,
+    direction: Direction,
+    began: Option<String>,
+    ended: Option<String>,
+    seconds: f64,
+    stage: String,
+    ended_by: Option<EndedBy>,
+    live: bool,
+    speaking: Option<&'static str>,
     /// Utterances.
-    pub(crate) lines: usize,
+    lines: usize,
     /// None: there is no n8n to deliver to.
-    pub(crate) delivered: Option<bool>,
-    pub(crate) transferred: bool,
+    delivered: Option<bool>,
+    transferred: bool,
 }
 
 /// `GET /calls?before=<cursor>&limit=<number>`: the calls in progress, and the past ones, newest
@@ -72,7 +75,7 @@ pub(crate) fn call_list(bridge: &'static Bridge, request: &tiny_http::Request) -
         "version": env!("CARGO_PKG_VERSION"),
         "publicUrl": bridge.config.public_url,
         "maxCalls": bridge.config.max_calls,
-        "draining": bridge.draining.load(Ordering::SeqCst),
+        "draining": !bridge.takes_calls(),
         "outbox": {"waiting": bridge.outbox.waiting()},
         "agent": agent_in_short(&bridge.agent),
         "past": past,
@@ -84,8 +87,13 @@ pub(crate) fn call_list(bridge: &'static Bridge, request: &tiny_http::Request) -
     Reply::json(200, &answer)
 }
 
+fn query_of(request: &tiny_http::Request) -> Form {
+    let query = request.url().split_once('?').map(|(_, query)| query).unwrap_or_default();
+    Form::parse(query.as_bytes())
+}
+
 /// Only the journals of this page are read, however many there are.
-pub(crate) fn past_calls(
+fn past_calls(
     bridge: &Bridge,
     live: &[Arc<Call>],
     before: &str,
@@ -105,7 +113,7 @@ pub(crate) fn past_calls(
 }
 
 impl Summary {
-    pub(crate) fn of_live(call: &Call) -> Summary {
+    fn of_live(call: &Call) -> Summary {
         let (stage, how) = {
             let state = lock(&call.state);
             (state.stage.clone(), state.hang_up)
@@ -128,7 +136,7 @@ impl Summary {
     }
 
     /// Also of a journal that cannot be read: its name tells that there was a call.
-    pub(crate) fn of_past(bridge: &Bridge, path: &Path) -> Summary {
+    fn of_past(bridge: &Bridge, path: &Path) -> Summary {
         let past = PastCall::read(path).unwrap_or_default();
         let first = &bridge.agent.first_stage;
         Summary {
@@ -152,7 +160,7 @@ impl Summary {
 }
 
 /// What the page draws the flow chart from.
-pub(crate) fn agent_in_short(agent: &Agent) -> Value {
+fn agent_in_short(agent: &Agent) -> Value {
     let stages = agent.stages.iter().map(|(name, stage)| {
         json!({
             "name": name,
@@ -232,7 +240,7 @@ pub(crate) fn call_story(bridge: &'static Bridge, request: &tiny_http::Request) 
 
 impl Call {
     /// What was said and is not in the journal yet, or, if there is none, all of it.
-    pub(crate) fn words_in_memory(&self, all: bool) -> Vec<Utterance> {
+    fn words_in_memory(&self, all: bool) -> Vec<Utterance> {
         let transcript = lock(&self.transcript);
         transcript.utterances().iter().filter(|one| all || !one.finished).cloned().collect()
     }

@@ -1,8 +1,12 @@
-//! Calls that go out.
+//! Calls that go out: `POST /outgoing-call`, an order of the owner's.
+//!
+//! The number must begin with one of `OUTGOING_ALLOW`. Twilio rings it, and from the moment that
+//! somebody picks up the call is one like any other: Twilio posts `/incoming-call`, with an id in
+//! the address by which the greeting that was ordered is found again. Nothing is remembered of a
+//! number that does not answer, beyond `RINGING_MAX`.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -18,17 +22,17 @@ use crate::toolbox::text::{is_e164, shorten_number};
 use crate::toolbox::threads::lock;
 
 /// An outgoing call's greeting is remembered for this long while the phone rings.
-pub(crate) const RINGING_MAX: Duration = Duration::from_mins(11);
+const RINGING_MAX: Duration = Duration::from_mins(11);
 /// Outgoing calls that ring at the same time. The next is refused with 503.
-pub(crate) const RINGING_AT_ONCE_MAX: usize = 100;
+const RINGING_AT_ONCE_MAX: usize = 100;
 
 /// Outgoing calls that ring, by the id we have put into their webhook's address, each with the
 /// greeting that was asked for.
 #[derive(Default)]
-pub(crate) struct Ringing(pub(crate) Mutex<HashMap<String, (Instant, String)>>);
+pub(crate) struct Ringing(Mutex<HashMap<String, (Instant, String)>>);
 
 impl Ringing {
-    pub(crate) fn add(&self, first_message: &str) -> Option<String> {
+    fn add(&self, first_message: &str) -> Option<String> {
         let mut ringing = lock(&self.0);
         ringing.retain(|_, (since, _)| since.elapsed() < RINGING_MAX);
         if ringing.len() >= RINGING_AT_ONCE_MAX {
@@ -61,7 +65,7 @@ pub(crate) fn outgoing_call(bridge: &'static Bridge, _url: &str, order: &Value) 
         refused("not_allowed");
         return Reply::error(403, "OUTGOING_ALLOW has no beginning of this number");
     }
-    if bridge.draining.load(Ordering::SeqCst) {
+    if !bridge.takes_calls() {
         return Reply::error(503, "this process is about to end");
     }
     if bridge.calls.all().len() >= bridge.config.max_calls {

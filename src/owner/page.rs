@@ -1,4 +1,8 @@
-//! The live page.
+//! The live page: `GET /`, one file with all that it needs in it.
+//!
+//! The page itself is `page.html`, compiled in. Here are the headers that keep it safe in a
+//! browser: nothing is loaded from anywhere else, no script runs that was not in it when it was
+//! compiled, and no other site may frame it. What it shows, it asks for at `/calls`.
 
 use std::sync::LazyLock;
 
@@ -9,7 +13,7 @@ use ring::digest;
 use crate::Bridge;
 use crate::door::reply::{Reply, header};
 
-pub(crate) const PAGE: &str = include_str!("../page.html");
+const PAGE: &str = include_str!("../page.html");
 
 /// `GET /`. The policy allows what is in the page and this server, and nothing else: no address of
 /// anybody else's, no script or style that was not in it when it was compiled in. The sound
@@ -39,7 +43,7 @@ pub(crate) fn page(_: &'static Bridge, request: &tiny_http::Request) -> Reply {
 }
 
 /// `'sha256-…'` for each element of that kind, as a Content-Security-Policy wants it.
-pub(crate) fn hashes(page: &str, element: &str) -> String {
+fn hashes(page: &str, element: &str) -> String {
     let (open, close) = (format!("<{element}>"), format!("</{element}>"));
     let contents = page.split(&open).skip(1).filter_map(|rest| rest.split(&close).next());
     let hash = |content: &str| BASE64.encode(digest::digest(&digest::SHA256, content.as_bytes()));

@@ -1,4 +1,9 @@
-//! The page's own phone.
+//! The page's own phone: a call without Twilio, for the owner to hear the agent.
+//!
+//! To the story it is a call like any other. Where Twilio gets `TwiML`, the page gets JSON that says
+//! the same, and behind that it does what Twilio would: opens the media stream with the token,
+//! talks, and asks what comes next when the stream is over. It rings nobody and costs no
+//! telephone minute; the agent's time is billed as always.
 
 use serde_json::{Value, json};
 
@@ -44,7 +49,7 @@ pub(crate) fn browser_call(bridge: &'static Bridge, _url: &str, _order: &Value) 
 
 impl Answer {
     /// What the caller would be told.
-    pub(crate) fn sentence(&self, bridge: &Bridge) -> String {
+    fn sentence(&self, bridge: &Bridge) -> String {
         match self {
             Answer::Sentence(sentence) => sentence.clone(),
             Answer::Person(_) => bridge.agent.phrases.putting_through.clone(),
@@ -53,7 +58,7 @@ impl Answer {
     }
 
     /// What the `<Parameter>`s of a stream hold.
-    pub(crate) fn parameters(&self) -> Value {
+    fn parameters(&self) -> Value {
         match self {
             Answer::Stream { token } => json!({"token": token}),
             Answer::Person(_) | Answer::Transfer(_) | Answer::Sentence(_) | Answer::HangUp => {

@@ -23,8 +23,8 @@ use serde::Serialize;
 
 use crate::records::event::Event;
 use crate::toolbox::log::log;
-use crate::toolbox::text::by_the_calendar;
 use crate::toolbox::threads::lock;
+use crate::toolbox::time::by_the_calendar;
 
 /// A message in a journal, and a tool's arguments and result there. What is longer is cut.
 pub(crate) const WIRE_CHARS_MAX: usize = 2_000;

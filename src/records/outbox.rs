@@ -29,8 +29,8 @@ use crate::setup::settings::Config;
 use crate::toolbox::failure::Failure;
 use crate::toolbox::log::log;
 use crate::toolbox::random::random_bytes;
-use crate::toolbox::text::since;
 use crate::toolbox::threads::{lock, spawn};
+use crate::toolbox::time::since;
 
 /// A call whose process died may be taken up for this long. Then its transcript is filed as it is.
 const TAKE_UP_WITHIN: Duration = Duration::from_mins(1);
@@ -165,7 +165,7 @@ impl Outbox {
     }
 
     /// A call of this process files itself. Asked under the lock, because whoever takes a call up
-    /// takes its slot first and calls `forget` then.
+    /// takes its line first and calls `forget` then.
     fn add_left_behind(&self, mut delivery: Delivery, is_ours: impl Fn(&str) -> bool) {
         let mut deliveries = lock(&self.deliveries);
         if deliveries.over.contains(&delivery.sid) {

@@ -19,7 +19,7 @@ use serde_json::Value;
 use crate::records::ended_by::EndedBy;
 use crate::records::event::{Direction, Event};
 use crate::records::transcript::Transcript;
-use crate::toolbox::text::since;
+use crate::toolbox::time::since;
 
 /// Of a journal in one answer of `/calls/{sid}`, give or take a line. The page asks for the rest.
 const STORY_BYTES_MAX: u64 = 512 * 1_024;

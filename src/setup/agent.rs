@@ -1,4 +1,10 @@
-//! The agent: stages, tools, calendars and phrases.
+//! The agent: stages, tools, calendars and phrases, as steps 3 and 7 use them.
+//!
+//! It is data, in files that a person can edit without Rust: `agent.json` and the prompts that it
+//! names, from `AGENT_DIR` or, without that, those that are compiled in. [`Agent::load`] reads and
+//! checks them and leaves out what could not work with these settings, so that the model is not
+//! offered a tool that can only fail. What may be in the files, and every mistake in them, is
+//! `agent_files`. Nothing is checked again behind this.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,8 +16,8 @@ use serde_json::{Map, Value};
 
 use crate::setup::agent_files::{AgentFile, Mistakes};
 use crate::setup::settings::{Config, settings_in_force};
+use crate::setup::stop::{Stop, needs_attention};
 use crate::setup::values::Settings;
-use crate::toolbox::failure::{Stop, needs_attention};
 
 /// The longest `timeout_s` in the agent's file.
 pub(crate) const TOOL_WITHIN_MAX: Duration = Duration::from_secs(30);
@@ -184,7 +190,7 @@ impl Agent {
     }
 
     /// A tool that could only fail is not offered: the model would try it, and apologise.
-    pub(crate) fn offer_only_what_works(&mut self, config: &Config) {
+    fn offer_only_what_works(&mut self, config: &Config) {
         let tools = &self.tools;
         for stage in self.stages.values_mut() {
             stage.tools.retain(|name| match tools.get(name).map(|tool| &tool.action) {

@@ -1,4 +1,13 @@
 //! Reads the agent's files, and names all that is wrong with them.
+//!
+//! Only `agent.rs` asks. It hands over what it has read and gets [`Mistakes`]: none, or a line for
+//! each with file and place. A mistake that would only follow from another one is not named.
+//!
+//! ```text
+//! agent.json  stages.hello.tools names "bok", which is no tool
+//! ```
+//!
+//! What a call would do with a stage or a tool is none of its business.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt::Display;
@@ -13,44 +22,44 @@ use crate::setup::agent::{
 use crate::toolbox::text::placeholders;
 
 /// Time for a tool of the agent's own file that does not name one.
-pub(crate) const TOOL_WITHIN: Duration = Duration::from_secs(10);
+const TOOL_WITHIN: Duration = Duration::from_secs(10);
 
 /// `agent.json` as it is written. Stages and tools are read one by one, so that a slip in one does
 /// not hide a slip in the next.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct AgentFile {
-    pub(crate) agent_name: String,
-    pub(crate) company_name: String,
-    pub(crate) language: String,
-    pub(crate) first_message: String,
-    pub(crate) phrases: Phrases,
-    pub(crate) first_stage: String,
-    pub(crate) stages: Map<String, Value>,
-    pub(crate) tools: Map<String, Value>,
+pub(super) struct AgentFile {
+    pub(super) agent_name: String,
+    pub(super) company_name: String,
+    pub(super) language: String,
+    pub(super) first_message: String,
+    pub(super) phrases: Phrases,
+    pub(super) first_stage: String,
+    pub(super) stages: Map<String, Value>,
+    pub(super) tools: Map<String, Value>,
     #[serde(default)]
-    pub(crate) calendars: BTreeMap<String, String>,
+    pub(super) calendars: BTreeMap<String, String>,
 }
 
 /// A tool as it is written: beside its action it has these, and no other key.
 #[derive(Deserialize)]
-pub(crate) struct ToolFile {
-    pub(crate) description: String,
-    pub(crate) parameters: Option<Schema>,
-    pub(crate) timeout_s: Option<u64>,
+pub(super) struct ToolFile {
+    pub(super) description: String,
+    pub(super) parameters: Option<Schema>,
+    pub(super) timeout_s: Option<u64>,
     #[serde(flatten)]
-    pub(crate) action: Map<String, Value>,
+    pub(super) action: Map<String, Value>,
 }
 
 /// What is wrong with the agent's files: file, place, what.
-pub(crate) struct Mistakes(pub(crate) Vec<String>);
+pub(super) struct Mistakes(pub(super) Vec<String>);
 
 impl Mistakes {
-    pub(crate) fn add(&mut self, place: impl Display, what: impl Display) {
+    fn add(&mut self, place: impl Display, what: impl Display) {
         self.0.push(format!("agent.json  {place} {what}"));
     }
 
-    pub(crate) fn entries<T: serde::de::DeserializeOwned>(
+    pub(super) fn entries<T: serde::de::DeserializeOwned>(
         &mut self,
         place: &str,
         values: Map<String, Value>,
@@ -65,7 +74,7 @@ impl Mistakes {
         entries
     }
 
-    pub(crate) fn tool(&mut self, name: &str, file: ToolFile) -> Option<Tool> {
+    pub(super) fn tool(&mut self, name: &str, file: ToolFile) -> Option<Tool> {
         let place = format!("tools.{name}");
         // What Ultravox accepts as a name for the model.
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
@@ -94,7 +103,7 @@ impl Mistakes {
     }
 
     /// The part of JSON Schema that Ultravox is given, checked as far as a slip of the pen goes.
-    pub(crate) fn schema(&mut self, place: &str, schema: &Schema) {
+    fn schema(&mut self, place: &str, schema: &Schema) {
         const TYPES: &str = "string, number, integer, boolean, array, object";
         if schema.kind != "object" {
             self.add(format_args!("{place}.parameters.type"), "must be \"object\"");
@@ -113,7 +122,7 @@ impl Mistakes {
     }
 
     /// A text of a tool may use the tool's own parameters as well.
-    pub(crate) fn texts(&mut self, place: &str, action: &ToolAction, parameters: &Schema) {
+    fn texts(&mut self, place: &str, action: &ToolAction, parameters: &Schema) {
         let text = match action {
             ToolAction::EnterStage { message: text, .. } | ToolAction::Reply(text) => text,
             ToolAction::N8n { calendar: Some(calendar), .. } => {
@@ -144,7 +153,7 @@ impl Mistakes {
         }
     }
 
-    pub(crate) fn prompt(
+    pub(super) fn prompt(
         &mut self,
         name: &str,
         stage: &mut Stage,
@@ -174,7 +183,7 @@ impl Mistakes {
     }
 
     /// Said by Twilio or by Ultravox itself as they are, but for the first message.
-    pub(crate) fn fixed_texts(&mut self, agent: &Agent) {
+    pub(super) fn fixed_texts(&mut self, agent: &Agent) {
         for (name, _) in placeholders(&agent.first_message) {
             if !PLACEHOLDERS.contains(&name.as_str()) {
                 self.add("first_message", format_args!("uses {{{name}}}, which is not known"));
@@ -182,7 +191,7 @@ impl Mistakes {
         }
     }
 
-    pub(crate) fn names_that_lead_nowhere(&mut self, agent: &Agent) {
+    pub(super) fn names_that_lead_nowhere(&mut self, agent: &Agent) {
         for (name, stage) in &agent.stages {
             for tool in stage.tools.iter().filter(|tool| !agent.tools.contains_key(*tool)) {
                 self.add(
@@ -228,7 +237,7 @@ impl Mistakes {
         }
     }
 
-    pub(crate) fn stages_nobody_enters(&mut self, agent: &Agent) {
+    pub(super) fn stages_nobody_enters(&mut self, agent: &Agent) {
         let mut reached = HashSet::from([agent.first_stage.as_str()]);
         let mut to_visit = vec![agent.first_stage.as_str()];
         while let Some(stage) = to_visit.pop() {

@@ -1,4 +1,9 @@
 //! The settings: names, defaults, and what they become.
+//!
+//! They are read once, from the environment and then from `.env`, and all that is missing or
+//! malformed is complained of at once. Behind this a time is a `Duration`, a secret is a `Secret`,
+//! and nothing is checked again. A new setting is a name in `SETTINGS`, a field in [`Config`] and a
+//! line in `Config::understand`; how a text becomes a value is `values`.
 
 use std::collections::HashMap;
 use std::io;
@@ -15,7 +20,7 @@ use crate::toolbox::failure::Secret;
 use crate::toolbox::log::{Level, LogFormat};
 
 /// `API_TOKEN`. A shorter one could be guessed.
-pub(crate) const API_TOKEN_CHARS_MIN: usize = 16;
+pub(super) const API_TOKEN_CHARS_MIN: usize = 16;
 /// Every setting, in the order of `.env.example` and the README.
 pub(crate) const SETTINGS: [&str; 30] = [
     "ULTRAVOX_API_KEY",
@@ -222,7 +227,7 @@ impl Config {
 }
 
 /// `user:password` of an address, if it has one.
-pub(crate) fn login_in(url: &str) -> Option<&str> {
+pub(super) fn login_in(url: &str) -> Option<&str> {
     url.split('/').nth(2)?.rsplit_once('@').map(|(login, _)| login)
 }
 

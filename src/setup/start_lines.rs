@@ -1,16 +1,17 @@
-//! The first lines of the log.
+//! The first lines of the log: what is in force, and what its owner may not have meant.
+//!
+//! They are there for the moment after the first start, when nobody knows yet whether the settings
+//! were read as they were meant. No secret is in them.
 
 use std::net::SocketAddr;
 
-use crate::Bridge;
+use crate::setup::agent::Agent;
+use crate::setup::settings::Config;
 use crate::toolbox::log::log;
 
-/// The start lines: what is in force, and what its owner may not have meant.
-pub(crate) fn introduce(bridge: &Bridge, address: SocketAddr) {
-    let config = &bridge.config;
+pub(crate) fn introduce(config: &Config, agent: &Agent, address: SocketAddr) {
     log!(Info, "callbridge {} listening on {address}", env!("CARGO_PKG_VERSION"));
     log!(Info, "Twilio's Voice webhook is {}/incoming-call (POST)", config.public_url);
-    let agent = &bridge.agent;
     log!(
         Info,
         "agent {} of {}: {} stages, {} tools, model {}",

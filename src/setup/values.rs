@@ -1,4 +1,9 @@
 //! Reads a setting's text, and complains of what it cannot be.
+//!
+//! One function a kind of value: a number within bounds, an address, a telephone number. Each
+//! returns a default or nothing where the text is wrong, and adds a complaint, so that reading goes
+//! on and all complaints come together. A complaint quotes what was set, but never a secret, nor an
+//! address, which may hold a password. Only `settings` and `agent` ask.
 
 use std::collections::HashMap;
 use std::fmt::Display;
@@ -7,23 +12,26 @@ use crate::setup::settings::{API_TOKEN_CHARS_MIN, login_in};
 use crate::toolbox::failure::Secret;
 use crate::toolbox::text::is_e164;
 
+/// `PUBLIC_URL` may be this word: the address of the ngrok tunnel that leads here.
+pub(crate) const NGROK: &str = "ngrok";
+
 /// The raw texts of the settings, and what is wrong with them so far.
-pub(crate) struct Settings {
-    pub(crate) values: HashMap<String, String>,
-    pub(crate) complaints: Vec<String>,
+pub(super) struct Settings {
+    pub(super) values: HashMap<String, String>,
+    pub(super) complaints: Vec<String>,
 }
 
 impl Settings {
     /// `NAME=` in `.env.example` means "not set", so an empty value is none.
-    pub(crate) fn text(&self, name: &str) -> Option<String> {
+    pub(super) fn text(&self, name: &str) -> Option<String> {
         self.values.get(name).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty())
     }
 
-    pub(crate) fn complain(&mut self, name: &str, what: impl Display) {
+    pub(super) fn complain(&mut self, name: &str, what: impl Display) {
         self.complaints.push(format!("{name}  {what}"));
     }
 
-    pub(crate) fn required(&mut self, name: &str, where_from: &str) -> String {
+    pub(super) fn required(&mut self, name: &str, where_from: &str) -> String {
         let text = self.text(name).unwrap_or_default();
         if text.is_empty() {
             self.complain(name, format_args!("is missing ({where_from})"));
@@ -33,7 +41,7 @@ impl Settings {
         text
     }
 
-    pub(crate) fn parsed<T: std::str::FromStr>(&mut self, name: &str, wanted: &str) -> Option<T> {
+    pub(super) fn parsed<T: std::str::FromStr>(&mut self, name: &str, wanted: &str) -> Option<T> {
         let text = self.text(name)?;
         let value = text.parse().ok();
         if value.is_none() {
@@ -42,7 +50,7 @@ impl Settings {
         value
     }
 
-    pub(crate) fn number<T>(&mut self, name: &str, default: T, least: T, most: T) -> T
+    pub(super) fn number<T>(&mut self, name: &str, default: T, least: T, most: T) -> T
     where
         T: std::str::FromStr + PartialOrd + Display + Copy,
     {
@@ -57,7 +65,7 @@ impl Settings {
         }
     }
 
-    pub(crate) fn one_of<T: Copy>(&mut self, name: &str, choices: &[(&str, T)]) -> T {
+    pub(super) fn one_of<T: Copy>(&mut self, name: &str, choices: &[(&str, T)]) -> T {
         let text = self.text(name);
         let chosen =
             choices.iter().find(|(word, _)| text.as_deref().is_none_or(|text| text == *word));
@@ -76,7 +84,7 @@ impl Settings {
         choices[0].1
     }
 
-    pub(crate) fn url(&mut self, name: &str) -> Option<String> {
+    pub(super) fn url(&mut self, name: &str) -> Option<String> {
         let text = self.text(name)?;
         let web = text.starts_with("https://") || text.starts_with("http://");
         match text.parse::<tungstenite::http::Uri>() {
@@ -91,10 +99,10 @@ impl Settings {
         }
     }
 
-    pub(crate) fn public_url(&mut self) -> String {
-        if self.text("PUBLIC_URL").as_deref() == Some(crate::check::NGROK) {
+    pub(super) fn public_url(&mut self) -> String {
+        if self.text("PUBLIC_URL").as_deref() == Some(NGROK) {
             // The tunnel is asked for its address once the port is known.
-            return crate::check::NGROK.into();
+            return NGROK.into();
         }
         if self.text("PUBLIC_URL").is_none() {
             let where_from =
@@ -122,7 +130,7 @@ impl Settings {
         url
     }
 
-    pub(crate) fn header(&mut self, name: &str) -> Option<(String, Secret)> {
+    pub(super) fn header(&mut self, name: &str) -> Option<(String, Secret)> {
         let text = self.text(name)?;
         let pair = text
             .split_once(':')
@@ -142,7 +150,7 @@ impl Settings {
         }
     }
 
-    pub(crate) fn phone_number(&mut self, name: &str) -> Option<String> {
+    pub(super) fn phone_number(&mut self, name: &str) -> Option<String> {
         let text = self.text(name)?;
         if is_e164(&text) {
             return Some(text);
@@ -151,7 +159,7 @@ impl Settings {
         None
     }
 
-    pub(crate) fn account_sid(&mut self, name: &str) -> Option<String> {
+    pub(super) fn account_sid(&mut self, name: &str) -> Option<String> {
         let text = self.text(name)?;
         let plain = text.len() == 34 && text.bytes().all(|byte| byte.is_ascii_alphanumeric());
         if plain && text.starts_with("AC") {
@@ -161,7 +169,7 @@ impl Settings {
         None
     }
 
-    pub(crate) fn api_token(&mut self, name: &str) -> Option<Secret> {
+    pub(super) fn api_token(&mut self, name: &str) -> Option<Secret> {
         let text = self.text(name)?;
         if text.len() >= API_TOKEN_CHARS_MIN {
             return Some(Secret(text));
@@ -171,7 +179,7 @@ impl Settings {
         None
     }
 
-    pub(crate) fn prefixes(&mut self, name: &str) -> Vec<String> {
+    pub(super) fn prefixes(&mut self, name: &str) -> Vec<String> {
         let text = self.text(name).unwrap_or_default();
         let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
         let (good, bad): (Vec<&str>, Vec<&str>) = parts.partition(|part| {

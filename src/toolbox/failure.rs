@@ -1,25 +1,16 @@
-//! Who failed, at what, why, and what to do about it.
+//! Who failed, at what, why, and what to do about it, and texts that must not be seen.
+//!
+//! Whatever asks one of the three parties for something gives back a [`Failure`] if that went
+//! wrong. It reads as one line, for the log, the journal and the page, and keeps what the caller's
+//! next step depends on: whether the other side may have done it all the same.
+//!
+//! ```text
+//! Ultravox: could not create the agent's call: 401 (check ULTRAVOX_API_KEY)
+//! ```
+//!
+//! A [`Secret`] is in no such line: it prints as `***`, and whoever needs it has to `reveal` it.
 
 use std::fmt::{self, Display};
-
-/// Why the program ends without having done what it was asked for.
-pub(crate) enum Stop {
-    /// Exit status 2: a wrong command line, settings or agent file. Mend it and start again.
-    Misused(String),
-    /// Exit status 1: something outside did not work.
-    Failed(String),
-}
-
-pub(crate) fn needs_attention(what: &str, complaints: &[String]) -> Stop {
-    let (count, plural) =
-        (complaints.len(), if complaints.len() == 1 { " needs" } else { "s need" });
-    let mut text = format!("callbridge: {count} {what}{plural} attention");
-    for complaint in complaints {
-        text.push_str("\n  ");
-        text.push_str(complaint);
-    }
-    Stop::Misused(text)
-}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Party {

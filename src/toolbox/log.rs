@@ -1,4 +1,14 @@
-//! The log: one line an event, on standard error.
+//! The log: one line an event, on standard error, in text or as JSON.
+//!
+//! A line names the call it is about, the step in which it happens, and how long that took:
+//!
+//! ```text
+//! 12:04:31.207 CA9f3c 3 agent    Ultravox call 7c21 ready after 412 ms
+//! ```
+//!
+//! Everybody writes it with `log!`. No line holds what was said in a call or a whole telephone
+//! number, none can be continued or coloured by what others have sent, and a log that cannot be
+//! written ends no call.
 
 use std::fmt::{self, Display};
 use std::io::{self, Write};
@@ -9,7 +19,7 @@ use serde_json::json;
 use crate::toolbox::metrics::LOG_LINES;
 use crate::toolbox::text::{is_e164, shorten, shorten_number};
 
-/// The nine steps. The log, the banners below, the README and the demo use the same numbers.
+/// The nine steps. The log, the banners of main.rs, the README and the demo use the same numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
     Bridge = 0,
@@ -67,7 +77,7 @@ pub(crate) enum LogFormat {
     Json,
 }
 
-pub(crate) static LOG: OnceLock<(Level, LogFormat)> = OnceLock::new();
+static LOG: OnceLock<(Level, LogFormat)> = OnceLock::new();
 
 pub(crate) fn log_as(level: Level, format: LogFormat) {
     if LOG.set((level, format)).is_err() {

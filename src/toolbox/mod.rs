@@ -1,4 +1,7 @@
 //! What every other room leans on, and a reader can take on trust.
+//!
+//! Sockets, sound, HTTP, threads, the log and what is counted: each would be the same in a program
+//! that answers no telephone. Nothing here knows a call, a setting or what a party wants.
 
 pub(crate) mod dial;
 pub(crate) mod failure;

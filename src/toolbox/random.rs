@@ -1,8 +1,10 @@
-//! Random bits, and what is made of them.
+//! Random bits, and what is made of them: tokens that open a stream, and numbers to read out.
+//!
+//! Everything here comes from the system's own source, so a token cannot be guessed from others.
+//! Without that source the process ends at once: there is nothing it could safely do.
 
+use data_encoding::HEXLOWER;
 use ring::rand::SecureRandom as _;
-
-use crate::toolbox::text::hex;
 
 pub(crate) fn random_bytes<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
@@ -15,7 +17,7 @@ pub(crate) fn random_bytes<const N: usize>() -> [u8; N] {
 
 /// 128 random bits.
 pub(crate) fn random_hex() -> String {
-    hex(&random_bytes::<16>())
+    HEXLOWER.encode(&random_bytes::<16>())
 }
 
 /// Six digits, as a claim number is read out.

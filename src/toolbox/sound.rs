@@ -13,7 +13,7 @@
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use crate::toolbox::text::hex;
+use data_encoding::HEXLOWER;
 
 /// Telephone sound, both legs (Media Streams: 8000 Hz, mono, mu-law only).
 pub(crate) const SAMPLE_RATE_HZ: usize = 8_000;
@@ -104,7 +104,7 @@ static TONE_FRAME: LazyLock<Vec<u8>> = LazyLock::new(|| {
 
 /// The beginning of it, for the eye.
 pub(crate) fn pcm_in_short(pcm: &[u8]) -> String {
-    let beginning = hex(pcm.get(..16).unwrap_or(pcm));
+    let beginning = HEXLOWER.encode(pcm.get(..16).unwrap_or(pcm));
     format!("{} bytes of PCM, binary: {beginning}…", pcm.len())
 }
 

@@ -1,26 +1,7 @@
-//! Small things done to texts.
-
-use std::fmt::Write as _;
-use std::time::Duration;
-
-use jiff::Timestamp;
-
-pub(crate) fn find(text: &[u8], what: &[u8]) -> Option<usize> {
-    text.windows(what.len()).position(|window| window == what)
-}
-
-pub(crate) fn starts_with_word(text: &str, word: &str) -> bool {
-    text.split(' ').next().is_some_and(|first| first.eq_ignore_ascii_case(word))
-}
-
-/// RFC 3339, to the millisecond.
-pub(crate) fn by_the_calendar(at: Timestamp) -> String {
-    at.strftime("%Y-%m-%dT%H:%M:%S%.3fZ").to_string()
-}
-
-pub(crate) fn since(at: Timestamp) -> Duration {
-    Timestamp::now().duration_since(at).try_into().unwrap_or_default()
-}
+//! Texts that go to people: telephone numbers, placeholders, and what is too long.
+//!
+//! What is a number, and how much of one may be shown; how an agent's texts get their `{values}`;
+//! where a long text is cut. Several rooms share these; what only one of them needs stands there.
 
 /// `+` and 7 to 15 digits (ITU-T E.164).
 pub(crate) fn is_e164(text: &str) -> bool {
@@ -92,15 +73,6 @@ pub(crate) fn cut(text: &str, chars: usize) -> String {
         Some((end, _)) => format!("{}…", text.get(..end).unwrap_or_default()),
         None => text.to_owned(),
     }
-}
-
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-        if write!(text, "{byte:02x}").is_err() {
-            // Writing to a String does not fail.
-        }
-        text
-    })
 }
 
 #[cfg(test)]

@@ -1,14 +1,25 @@
-//! Threads with names and stacks, and locks that outlive a panic.
+//! Threads with names and stacks, locks that outlive a panic, and waits that end.
+//!
+//! Everybody who starts a thread, takes a lock or waits on a condition does it through here, so
+//! that each thread has a name and a stack of a known size, no panic of one call locks out the
+//! others, and no wait is without an end:
+//!
+//! ```text
+//! let state = wait(&call.changed, state, AGENT_WITHIN, |state| state.answer.is_none());
+//! ```
+//!
+//! Nothing here decides what to do when the time is over: the caller looks at what the lock guards.
 
 use std::io;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 /// The stack of a thread that may stay with a call. Only what is touched takes memory.
-pub(crate) const CALL_STACK_BYTES: usize = 256 * 1_024;
+const CALL_STACK_BYTES: usize = 256 * 1_024;
 /// The stack of any other thread. An HTTP request or a TLS handshake touches much of it, and the C
 /// library hands it on, touched as it is, to a later thread that asks for at least a quarter of it.
-pub(crate) const STACK_BYTES: usize = 2 * 1_024 * 1_024;
+const STACK_BYTES: usize = 2 * 1_024 * 1_024;
 
 const _: () = assert!(STACK_BYTES > 4 * CALL_STACK_BYTES, "calls do not inherit touched stacks");
 
@@ -18,6 +29,18 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Sleeps while that holds, but no longer than `within`. The lock is free meanwhile.
+pub(crate) fn wait<'a, T>(
+    changed: &Condvar,
+    guard: MutexGuard<'a, T>,
+    within: Duration,
+    still_waiting: impl FnMut(&mut T) -> bool,
+) -> MutexGuard<'a, T> {
+    let waited = changed.wait_timeout_while(guard, within, still_waiting);
+    waited.unwrap_or_else(PoisonError::into_inner).0
+}
+
+/// For work that does not stay with a call.
 pub(crate) fn spawn(
     name: String,
     work: impl FnOnce() + Send + 'static,
@@ -25,6 +48,7 @@ pub(crate) fn spawn(
     thread::Builder::new().name(name).stack_size(STACK_BYTES).spawn(work)
 }
 
+/// For a thread that a call keeps for as long as it lasts.
 pub(crate) fn spawn_for_call(
     name: String,
     work: impl FnOnce() + Send + 'static,

@@ -22,7 +22,7 @@ use tungstenite::handshake::server as ws_server;
 
 use crate::demo;
 use crate::door::head::{
-    ANNOUNCED_BYTES_MAX, HEAD_BYTES_MAX, announced_body, read_head, wants_media_stream,
+    ANNOUNCED_BYTES_MAX, HEAD_BYTES_MAX, announced_body, find, read_head, wants_media_stream,
 };
 use crate::parties::n8n::reply::{N8nReply, n8n_refusal, understand_reply};
 use crate::parties::twilio::messages::FromTwilio;
@@ -45,7 +45,7 @@ use crate::toolbox::failure::{Failure, Secret};
 use crate::toolbox::log::{LOG_CHARS_MAX, presentable};
 use crate::toolbox::socket::READ_BYTES;
 use crate::toolbox::sound::{mulaw_to_pcm, pcm_to_mulaw};
-use crate::toolbox::text::{fill, find, is_e164, placeholders, shorten_number};
+use crate::toolbox::text::{fill, is_e164, placeholders, shorten_number};
 use crate::workflow::workflow_for;
 
 /// Feeds this to one of the bridge's doors. What must hold is asserted here.

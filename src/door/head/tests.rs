@@ -4,9 +4,8 @@
 
 use std::io::{Read as _, Write as _};
 
-use crate::door::head::{HEAD_BYTES_MAX, read_head, wants_media_stream};
+use crate::door::head::{HEAD_BYTES_MAX, find, read_head, wants_media_stream};
 use crate::testing::sockets;
-use crate::toolbox::text::find;
 
 #[test]
 fn only_a_get_of_the_media_stream_goes_to_step_5() {
@@ -71,4 +70,10 @@ fn what_is_not_a_request_is_refused_at_the_door() {
         let begin = String::from_utf8_lossy(&bytes[..bytes.len().min(30)]).into_owned();
         assert_eq!(format!("{refusal:?}"), wanted, "{begin:?}");
     }
+}
+
+#[test]
+fn bytes_are_found_in_bytes() {
+    assert_eq!(find(b"one\r\n\r\ntwo", b"\r\n\r\n"), Some(3));
+    assert_eq!((find(b"", b"\r\n"), find(b"\r", b"\r\n")), (None, None));
 }

@@ -20,6 +20,7 @@ pub(crate) mod reply;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use data_encoding::HEXLOWER;
 use ring::hmac;
 use serde_json::{Value, json};
 
@@ -29,7 +30,6 @@ use crate::setup::settings::Config;
 use crate::toolbox::failure::{Failure, Party};
 use crate::toolbox::http::{Ask, Http};
 use crate::toolbox::metrics;
-use crate::toolbox::text::hex;
 
 /// An n8n reply. A longer one counts as nonsense.
 const REPLY_BYTES_MAX: u64 = 64 * 1_024;
@@ -151,7 +151,7 @@ impl N8n {
             vec![("Content-Type", "application/json"), ("Idempotency-Key", &question.key)];
         let signature = self.config.n8n_hmac_secret.as_ref().map(|secret| {
             let key = hmac::Key::new(hmac::HMAC_SHA256, secret.reveal().as_bytes());
-            format!("sha256={}", hex(hmac::sign(&key, body.as_bytes()).as_ref()))
+            format!("sha256={}", HEXLOWER.encode(hmac::sign(&key, body.as_bytes()).as_ref()))
         });
         headers.extend(signature.as_deref().map(|value| ("X-Callbridge-Signature", value)));
         let login = self.config.n8n_auth_header.as_ref();

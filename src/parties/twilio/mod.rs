@@ -15,10 +15,13 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use ring::hmac;
 
+use crate::door::REQUEST_WITHIN;
 use crate::toolbox::failure::Secret;
 
 /// Twilio drops a webhook's answer after this long.
 pub(crate) const TWILIO_WEBHOOK: Duration = Duration::from_secs(15);
+
+const _: () = assert!(REQUEST_WITHIN.as_secs() > TWILIO_WEBHOOK.as_secs());
 
 /// A form body: name and value pairs, decoded, in the order in which they came.
 pub(crate) struct Form(pub(crate) Vec<(String, String)>);

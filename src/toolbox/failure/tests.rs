@@ -3,23 +3,7 @@
 use std::error::Error as _;
 use std::io;
 
-use crate::toolbox::failure::{Failure, Party, Secret, Stop, needs_attention};
-
-#[test]
-fn what_needs_attention_is_counted_and_listed() {
-    let text = |complaints: &[&str]| {
-        let complaints: Vec<String> = complaints.iter().map(|text| (*text).to_owned()).collect();
-        match needs_attention("setting", &complaints) {
-            Stop::Misused(text) => text,
-            Stop::Failed(text) => format!("as a failure: {text}"),
-        }
-    };
-    assert_eq!(text(&["A  is x"]), "callbridge: 1 setting needs attention\n  A  is x");
-    assert_eq!(
-        text(&["A  is x", "B  is y"]),
-        "callbridge: 2 settings need attention\n  A  is x\n  B  is y"
-    );
-}
+use crate::toolbox::failure::{Failure, Party, Secret};
 
 #[test]
 fn a_failure_reads_as_who_what_why_and_what_now() {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use data_encoding::HEXLOWER;
 use tungstenite::Message;
 use tungstenite::protocol::Role;
 use tungstenite::protocol::frame::coding::CloseCode;
@@ -16,7 +17,6 @@ use crate::testing::{DEADLINE, sockets};
 use crate::toolbox::socket::{
     AGENT_MESSAGE_BYTES_MAX, Received, Socket, SocketEnd, TWILIO_MESSAGE_BYTES_MAX,
 };
-use crate::toolbox::text::hex;
 
 /// Twilio's end as we hold it, and ours of the agent's leg, put together.
 fn two_ends() -> (Socket, Socket) {
@@ -37,7 +37,7 @@ fn end_and_bare_socket(role: Role) -> (Socket, TcpStream) {
 fn heard(end: &Socket) -> String {
     match end.read(DEADLINE) {
         Ok((Received::Text(text), _)) => format!("text {text}"),
-        Ok((Received::Binary(bytes), _)) => format!("binary {}", hex(&bytes)),
+        Ok((Received::Binary(bytes), _)) => format!("binary {}", HEXLOWER.encode(&bytes)),
         Err(SocketEnd::Quiet) => "quiet".to_owned(),
         Err(SocketEnd::Closed(code)) => format!("closed {code:?}"),
         Err(SocketEnd::Broken(why)) => format!("broken: {why}"),

@@ -1,59 +1,67 @@
-//! The telephone lines: who has one, and who gets one.
+//! The telephone lines: who is on one, and who gets one.
+//!
+//! Step 1 asks for a line with [`Calls::admit`] and gets a [`LineInUse`], which step 9 drops. In
+//! between the call is found by its id, from every webhook, stream and page; for a while after its
+//! end, what Twilio asks late still gets the right answer. Whoever sees to the end of the process
+//! waits here until nobody is on a line any more.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::records::ended_by::EndedBy;
 use crate::toolbox::text::is_e164;
-use crate::toolbox::threads::lock;
+use crate::toolbox::threads::{lock, wait};
 use crate::{Bridge, Call};
 
 /// From a call's last word to the last line of its journal. Then Twilio is answered all the same.
-pub(crate) const FILED_WITHIN: Duration = Duration::from_secs(5);
+const FILED_WITHIN: Duration = Duration::from_secs(5);
 /// Calls remembered after their end, so that a late `/stream-ended` gets the right words.
-pub(crate) const ENDED_CALLS_MAX: usize = 1_024;
+const ENDED_CALLS_MAX: usize = 1_024;
 
 /// All calls there are. Its length is the number of lines in use.
 #[derive(Default)]
 pub(crate) struct Calls {
-    pub(crate) list: Mutex<CallList>,
-    pub(crate) one_less: Condvar,
+    list: Mutex<CallList>,
+    one_less: Condvar,
 }
 
 #[derive(Default)]
-pub(crate) struct CallList {
-    pub(crate) live: HashMap<String, Arc<Call>>,
+struct CallList {
+    live: HashMap<String, Arc<Call>>,
     /// The latest ends, oldest first: a `/stream-ended` may come after its call is gone.
-    pub(crate) ended: VecDeque<(String, EndedBy)>,
-    pub(crate) last_end: Option<Instant>,
+    ended: VecDeque<(String, EndedBy)>,
+    last_end: Option<Instant>,
     /// When each number has called within the last hour.
-    pub(crate) recent: HashMap<String, Vec<Instant>>,
+    recent: HashMap<String, Vec<Instant>>,
 }
 
-pub(crate) enum Slot {
-    Yours(Arc<Call>, CallSlot),
+/// What becomes of a call that wants a line.
+pub(crate) enum Admission {
+    Yours(Arc<Call>, LineInUse),
+    /// It has one already.
     Known(Arc<Call>),
+    /// All are in use.
     None,
 }
 
 /// A place among `MAX_CALLS`. Dropping it gives the place back.
-pub(crate) struct CallSlot(pub(crate) Arc<Call>);
+pub(crate) struct LineInUse(Arc<Call>);
 
 impl Calls {
     /// Counted and taken under one lock, so that `MAX_CALLS` is exact however many ring at once.
-    pub(crate) fn take_slot(&self, sid: &str, new_call: impl FnOnce() -> Call) -> Slot {
+    pub(crate) fn admit(&self, sid: &str, new_call: impl FnOnce() -> Call) -> Admission {
         let mut list = lock(&self.list);
         if let Some(call) = list.live.get(sid) {
-            return Slot::Known(Arc::clone(call));
+            return Admission::Known(Arc::clone(call));
         }
         let call = new_call();
         if list.live.len() >= call.bridge.config.max_calls {
-            return Slot::None;
+            return Admission::None;
         }
         let call = Arc::new(call);
         list.live.insert(sid.to_owned(), Arc::clone(&call));
-        Slot::Yours(Arc::clone(&call), CallSlot(call))
+        Admission::Yours(Arc::clone(&call), LineInUse(call))
     }
 
     /// Counts this call. Only real numbers: the anonymous are not one caller.
@@ -75,18 +83,17 @@ impl Calls {
         too_often
     }
 
+    /// Until the last call has given its line back.
     pub(crate) fn await_none(&self, within: Duration) {
         let list = lock(&self.list);
-        let waited = self.one_less.wait_timeout_while(list, within, |list| !list.live.is_empty());
-        drop(waited.unwrap_or_else(PoisonError::into_inner));
+        drop(wait(&self.one_less, list, within, |list| !list.live.is_empty()));
     }
 
     /// A call that has ended may still be filing itself. What Twilio has to say of it waits.
     pub(crate) fn await_filed(&self, sid: &str) {
         let list = lock(&self.list);
         let filing = |list: &mut CallList| list.live.get(sid).is_some_and(|call| call.is_over());
-        let waited = self.one_less.wait_timeout_while(list, FILED_WITHIN, filing);
-        drop(waited.unwrap_or_else(PoisonError::into_inner));
+        drop(wait(&self.one_less, list, FILED_WITHIN, filing));
     }
 
     pub(crate) fn since_last_end(&self) -> Duration {
@@ -116,7 +123,7 @@ impl Calls {
     }
 }
 
-impl Drop for CallSlot {
+impl Drop for LineInUse {
     fn drop(&mut self) {
         let how = lock(&self.0.state).how_it_ended().unwrap_or(EndedBy::NoAgent);
         let calls = &self.0.bridge.calls;

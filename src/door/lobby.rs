@@ -1,0 +1,85 @@
+//! Who is inside, and who has not yet said what they want.
+//!
+//! Everybody who comes in is a [`Visitor`] until they leave. Their number is bounded, and so is
+//! the number of those who only stand there: the oldest of these make room. Whoever has given a
+//! whole request, or a stream's token, has decided and is never sent away for that.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use crate::toolbox::log::log;
+use crate::toolbox::metrics::refused;
+use crate::toolbox::socket::shut;
+use crate::toolbox::threads::lock;
+
+/// Connections that have not said yet what they want: a whole head, the body it announces, a
+/// stream's token. One more closes the oldest: whoever means it has said so within milliseconds,
+/// whoever idles is the one to lose.
+const UNDECIDED_MAX: usize = 256;
+
+pub(super) struct Lobby {
+    most: usize,
+    inside: AtomicUsize,
+    undecided: Mutex<VecDeque<Arc<TcpStream>>>,
+    /// Said once for each time that it fills up.
+    crowded: AtomicBool,
+}
+
+/// One connection's stay. Dropping it makes room.
+pub(crate) struct Visitor {
+    pub(crate) socket: Arc<TcpStream>,
+    lobby: &'static Lobby,
+}
+
+impl Lobby {
+    pub(super) fn for_at_most(most: usize) -> Lobby {
+        Lobby {
+            most,
+            inside: AtomicUsize::new(0),
+            undecided: Mutex::default(),
+            crowded: AtomicBool::new(false),
+        }
+    }
+
+    pub(super) fn enter(&'static self, socket: &Arc<TcpStream>) -> io::Result<Visitor> {
+        let inside = self.inside.fetch_add(1, Ordering::SeqCst);
+        let visitor = Visitor { socket: Arc::clone(socket), lobby: self };
+        if inside >= self.most {
+            refused("too_many_connections");
+            return Err(io::Error::other(format!("{} connections are open", self.most)));
+        }
+        let mut undecided = lock(&self.undecided);
+        undecided.push_back(Arc::clone(socket));
+        if undecided.len() > UNDECIDED_MAX
+            && let Some(oldest) = undecided.pop_front()
+        {
+            // Its thread wakes up with an end of file.
+            shut(&oldest);
+            refused("idle_connection");
+            if !self.crowded.swap(true, Ordering::SeqCst) {
+                log!(Warn, "more than {UNDECIDED_MAX} connections idle; the oldest make room");
+            }
+        }
+        Ok(visitor)
+    }
+}
+
+impl Visitor {
+    pub(crate) fn is_decided(&self) {
+        let mut undecided = lock(&self.lobby.undecided);
+        undecided.retain(|socket| !Arc::ptr_eq(socket, &self.socket));
+        if undecided.len() < UNDECIDED_MAX / 2 {
+            self.lobby.crowded.store(false, Ordering::SeqCst);
+        }
+    }
+}
+
+impl Drop for Visitor {
+    fn drop(&mut self) {
+        self.is_decided();
+        self.lobby.inside.fetch_sub(1, Ordering::SeqCst);
+    }
+}

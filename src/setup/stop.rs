@@ -1,0 +1,31 @@
+//! Why the program ends without having done what it was asked for.
+//!
+//! Every command gives back a [`Stop`] in that case, and `main` makes an exit status of it: it is
+//! the only one that prints it. What was set or written wrongly is named all at once:
+//!
+//! ```text
+//! callbridge: 2 settings need attention
+//!   ULTRAVOX_API_KEY  is missing (get one at app.ultravox.ai, Settings, API keys)
+//!   PUBLIC_URL  is "http://pbx.example": must be https, or Twilio cannot open the audio socket
+//! ```
+
+pub(crate) enum Stop {
+    /// Exit status 2: a wrong command line, settings or agent file. Fix it and start again.
+    Misused(String),
+    /// Exit status 1: something outside did not work.
+    Failed(String),
+}
+
+pub(crate) fn needs_attention(what: &str, complaints: &[String]) -> Stop {
+    let (count, plural) =
+        (complaints.len(), if complaints.len() == 1 { " needs" } else { "s need" });
+    let mut text = format!("callbridge: {count} {what}{plural} attention");
+    for complaint in complaints {
+        text.push_str("\n  ");
+        text.push_str(complaint);
+    }
+    Stop::Misused(text)
+}
+
+#[cfg(test)]
+mod tests;
