@@ -9,7 +9,7 @@ use ring::digest;
 use crate::Bridge;
 use crate::door::reply::{Reply, header};
 
-pub(crate) const PAGE: &str = include_str!("../page.html");
+pub(crate) const PAGE: &str = include_str!("page.html");
 
 /// `GET /`. The policy allows what is in the page and this server, and nothing else: no address of
 /// anybody else's, no script or style that was not in it when it was compiled in. The sound
