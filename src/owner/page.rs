@@ -13,7 +13,7 @@ use ring::digest;
 use crate::Bridge;
 use crate::door::reply::{Reply, header};
 
-const PAGE: &str = include_str!("../page.html");
+const PAGE: &str = include_str!("page.html");
 
 /// `GET /`. The policy allows what is in the page and this server, and nothing else: no address of
 /// anybody else's, no script or style that was not in it when it was compiled in. The sound

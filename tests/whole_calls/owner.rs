@@ -238,7 +238,7 @@ fn the_page_may_do_what_is_in_it_and_no_more() -> Outcome {
     let world = builder().start()?;
     let answer = look(&world, "/")?;
     assert_eq!(answer.header("Content-Type"), Some("text/html; charset=utf-8"));
-    assert_eq!(answer.text(), include_str!("../../src/page.html"));
+    assert_eq!(answer.text(), include_str!("../../src/owner/page.html"));
     let policy = answer.header("Content-Security-Policy").unwrap_or_default();
     let rules: Vec<&str> = policy.split("; ").collect();
     let wanted = [
