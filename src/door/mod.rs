@@ -3,6 +3,7 @@
 pub(crate) mod head;
 pub(crate) mod inner;
 pub(crate) mod reply;
+pub(crate) mod request;
 
 use std::collections::VecDeque;
 use std::net::{TcpListener, TcpStream};
@@ -13,6 +14,7 @@ use std::{io, thread};
 
 use crate::door::head::{read_head, wants_media_stream};
 use crate::door::inner::pass_to_http;
+use crate::door::request::passed_on;
 use crate::toolbox::log::log;
 use crate::toolbox::metrics::refused;
 use crate::toolbox::socket::{WRITE_WITHIN, shut};
@@ -56,7 +58,7 @@ pub(crate) fn admit(bridge: &'static Bridge, socket: TcpStream) -> io::Result<()
     let visit = Arc::new(Lobby::enter(bridge, &socket)?);
     // It becomes thread T if a media stream is wanted.
     spawn_for_call("front door".into(), move || {
-        let head = match read_head(&socket) {
+        let head = match read_head(&socket).and_then(|head| passed_on(&head)) {
             Ok(head) => head,
             Err(refusal) => return refusal.tell(&socket),
         };
