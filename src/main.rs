@@ -105,7 +105,7 @@ use jiff::Timestamp;
 use ring::{digest, hmac};
 use rustls::ClientConfig;
 use rustls::pki_types::CertificateDer;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use subtle::ConstantTimeEq as _;
@@ -119,7 +119,6 @@ use crate::around::shutdown::await_end;
 use crate::door::inner::start_http;
 use crate::door::reply::{Reply, header, read_body};
 use crate::door::{Lobby, Visit, front_door};
-use crate::outbox_verb::outbox_command;
 use crate::owner::access::{from_owner, order_from_owner};
 use crate::owner::calls::{call_list, call_story};
 use crate::owner::metrics::metrics;
@@ -131,13 +130,17 @@ use crate::parties::twilio::messages::FromTwilio;
 use crate::parties::twilio::stream::{self, CallerLeg};
 use crate::parties::twilio::{Form, TWILIO_WEBHOOK, is_final, is_sid, signature_is_valid, twiml};
 use crate::parties::ultravox::body::{self, NewCall, Opening};
-use crate::parties::ultravox::leg::{AgentLeg, FromAgent, Invocation, ToolResult};
+use crate::parties::ultravox::leg::{AgentLeg, FromAgent};
+use crate::parties::ultravox::tool::{Invocation, ToolResult};
 use crate::parties::ultravox::{AGENT_WITHIN, AgentCall, Ultravox};
-use crate::records::journal::{Direction, HangUp, Journal, WIRE_CHARS_MAX, end_event};
-use crate::records::outbox::{Outbox, Parcel, start_outbox, transfer_max};
+use crate::records::ended_by::EndedBy;
+use crate::records::event::{Direction, Event, ToolAsked};
+use crate::records::journal::{Journal, WIRE_CHARS_MAX};
+use crate::records::outbox::{DELIVER_WITHIN, Delivery, Outbox};
+use crate::records::past::PastCall;
 use crate::records::tap::{Exhibit, Tap, hidden};
-use crate::records::transcript::{Heard, LINE_BROKE, Line, NOBODY_ANSWERED, Transcript};
-use crate::setup::agent::{Agent, Tool, ToolAction, find_calendar};
+use crate::records::transcript::{Heard, Transcript};
+use crate::setup::agent::{Agent, Tool, ToolAction};
 use crate::setup::settings::Config;
 use crate::setup::start_lines::introduce;
 use crate::toolbox::failure::{Failure, Party, Stop, needs_attention};
@@ -149,7 +152,7 @@ use crate::toolbox::metrics::{
 use crate::toolbox::random::{random_bytes, random_hex, random_number};
 use crate::toolbox::socket::SocketEnd;
 use crate::toolbox::sound::{FRAME, FRAME_BYTES, PcmStream, Tone, to_pcm};
-use crate::toolbox::text::{cut, fill, hex, is_e164, listed, shorten, shorten_number};
+use crate::toolbox::text::{cut, fill, hex, is_e164, shorten, shorten_number};
 use crate::toolbox::threads::{lock, spawn, spawn_for_call};
 use crate::toolbox::time::millis;
 
@@ -163,7 +166,7 @@ mod door;
 #[cfg(test)]
 #[path = "../tests/fuzz/feed.rs"]
 mod feed;
-mod outbox_verb;
+mod outbox;
 mod owner;
 mod parties;
 mod records;
@@ -190,8 +193,8 @@ fn main() -> ExitCode {
     let outcome = match words.as_slice() {
         [] => serve(),
         ["check", options @ ..] => check::run(options),
-        ["outbox"] => outbox_command(false),
-        ["outbox", "--retry"] => outbox_command(true),
+        ["outbox"] => outbox::run(false),
+        ["outbox", "--retry"] => outbox::run(true),
         ["workflow"] => workflow::run(),
         ["diagram"] => diagram::run(diagram::Form::Mermaid),
         ["diagram", "--plain"] => diagram::run(diagram::Form::Plain),
@@ -282,11 +285,6 @@ impl Bridge {
         Ok((agent, roots))
     }
 
-    fn new(config: Config) -> Result<Bridge, Stop> {
-        let (agent, roots) = Bridge::needs(&config)?;
-        Ok(Bridge::build(config, agent, &roots))
-    }
-
     fn build(config: Config, agent: Agent, roots: &[CertificateDer<'static>]) -> Bridge {
         let (config, http, tls) = (Arc::new(config), Http::new(roots), tls_config(roots));
         Bridge {
@@ -294,7 +292,7 @@ impl Bridge {
             n8n: N8n::new(http.clone(), Arc::clone(&config)),
             calls: Calls::default(),
             lobby: Lobby::default(),
-            outbox: Outbox::default(),
+            outbox: Outbox::new(&config),
             ringing: Ringing::default(),
             began: Timestamp::now(),
             agent_is_ready: AtomicBool::new(false),
@@ -321,7 +319,9 @@ fn run(bridge: &'static Bridge, listener: TcpListener) -> io::Result<()> {
     spawn("front door".into(), move || front_door(bridge, &listener))?;
     // Thousands of journals take a while to read. Neither a caller nor a signal waits for them.
     spawn("journals".into(), move || {
-        if let Err(error) = start_outbox(bridge) {
+        let is_ours = |sid: &str| bridge.calls.knows(sid);
+        let file = |delivery: &mut Delivery| file_transcript(bridge, delivery);
+        if let Err(error) = bridge.outbox.start(is_ours, file) {
             log!(Error, "transcripts stay on disk until the next start: {error}");
         }
     })?;
@@ -472,12 +472,8 @@ fn take_call(bridge: &'static Bridge, incoming: &IncomingCall) -> Answer {
     }
     let does = if *direction == Direction::Out { "has picked up" } else { "is calling" };
     log!(call, Info, Ring, "{} {does}", shorten_number(number));
-    call.journal.note(&json!({
-        "event": "ring",
-        "callSid": call.sid,
-        "number": call.number,
-        "direction": direction,
-    }));
+    let (call_sid, number) = (call.sid.clone(), call.number.clone());
+    call.journal.note(&Event::Ring { call_sid, number, direction: *direction });
     call.tap.show(Exhibit::Ring, || wire.clone());
     let opening = match direction {
         Direction::In | Direction::Browser => Opening::Greet(greeting(&call)),
@@ -527,18 +523,27 @@ struct CallState {
     silent_since: Option<Instant>,
     /// The mark that came back last.
     mark: String,
-    hang_up: Option<HangUp>,
+    hang_up: Option<EndedBy>,
     /// Twilio has said `stop` before we have closed the stream: there is no caller any more.
     stopped: bool,
     /// We have closed the stream, or are about to.
     said_goodbye: bool,
 }
 
+impl CallState {
+    /// Missing until it has ended. Of a caller who has left, nobody is there to be put through.
+    fn how_it_ended(&self) -> Option<EndedBy> {
+        match self.hang_up {
+            Some(EndedBy::Transferred) if self.stopped => Some(EndedBy::CallerLeft),
+            how => how,
+        }
+    }
+}
+
 impl Call {
     fn new(bridge: &'static Bridge, incoming: &IncomingCall) -> Call {
         let state = CallState { stage: bridge.agent.first_stage.clone(), ..CallState::default() };
-        let path = Journal::path(&bridge.config.data_dir, incoming.sid);
-        let journal = Arc::new(Journal::at(path));
+        let journal = Arc::new(Journal::begin(&bridge.config.data_dir, incoming.sid));
         Call {
             bridge,
             sid: incoming.sid.to_owned(),
@@ -631,7 +636,7 @@ fn ordered_greeting(call: &Call, first_message: &str) -> String {
 }
 
 fn note_greeting(call: &Call, from: &str, ms: u64, why: &str) {
-    call.journal.note(&json!({"event": "greeting", "from": from, "ms": ms, "why": why}));
+    call.journal.note(&Event::Greeting { from: from.into(), ms, why: why.into() });
 }
 
 impl Call {
@@ -685,11 +690,11 @@ fn connect_to_agent(call: &Arc<Call>, slot: CallSlot, opening: &Opening) -> Answ
         }
         Err(failure) => {
             log!(call, Error, Agent, "{failure}");
-            call.hang_up(HangUp::NoAgent);
+            call.hang_up(EndedBy::NoAgent);
             cannot_serve(call.bridge, &call.bridge.agent.phrases.apology)
         }
     };
-    call.journal.note(&json!({"event": "answer", "ms": ms, "what": answer.word()}));
+    call.journal.note(&Event::Answer { what: answer.word().into(), ms });
     call.tap.show(Exhibit::Answer, || answer.redacted(call.bridge));
     if ready.is_err() {
         after(call);
@@ -755,7 +760,7 @@ fn create_agent_call(
     state.ends_by = Some(Instant::now() + lasts + TOO_LONG_GRACE);
     let number = state.agents;
     drop(state);
-    call.journal.note(&json!({"event": "agent", "callId": created.id, "agent": number}));
+    call.journal.note(&Event::Agent { call_id: created.id.clone(), agent: number });
     Ok(created)
 }
 
@@ -780,6 +785,13 @@ impl Call {
     }
 }
 
+/// What a new agent is told that takes over from one whose line broke.
+const LINE_BROKE: &str = "(The line was interrupted for a moment and is back. Say so briefly, \
+    do not greet again, and go on exactly where the conversation was.)";
+/// What it is told when a transfer came to nothing.
+const NOBODY_ANSWERED: &str = "(The caller was to be put through to a person, but nobody answered. \
+    Tell them so, apologise, do not greet again, and offer to help or to take a note.)";
+
 /// Thread U: keeps the agent company until the caller is there, relays its voice, says goodbye,
 /// files the transcript. Steps 4 to 9 of one call, in one function.
 fn agent_thread(call: &Arc<Call>, slot: CallSlot, agent: Arc<AgentLeg>) {
@@ -797,21 +809,21 @@ const RESUMES_MAX: u32 = 2;
 
 /// Steps 5 to 7 on thread U. A broken line to the agent is mended, twice at most: the caller stays,
 /// and a new agent goes on where the old one was. Never two at once.
-fn converse(call: &Arc<Call>, mut agent: Arc<AgentLeg>) -> HangUp {
+fn converse(call: &Arc<Call>, mut agent: Arc<AgentLeg>) -> EndedBy {
     let mut resumes = 0;
     'conversation: loop {
         if !await_caller(call, STREAM_WITHIN) && !call.is_over() {
             agent.close("nobody came");
-            return HangUp::NeverStreamed;
+            return EndedBy::NeverStreamed;
         }
         // Also if it is over already: what the agent has said by then belongs to the transcript.
         let why = relay_agent_to_caller(call, &agent);
-        if why != HangUp::AgentLost {
+        if why != EndedBy::AgentLost {
             // A cut without a goodbye would be a fault of the line in Ultravox's eyes.
             agent.close("the call is over");
         }
         agent.cut();
-        while why == HangUp::AgentLost && !call.is_over() && resumes < RESUMES_MAX {
+        while why == EndedBy::AgentLost && !call.is_over() && resumes < RESUMES_MAX {
             resumes += 1;
             match resume_agent(call) {
                 Ok(next) => {
@@ -988,7 +1000,7 @@ fn media_stream(bridge: &'static Bridge, visit: &Visit, head: Vec<u8>) {
     };
     visit.is_decided();
     let caller = Arc::new(CallerLeg::new(socket, start.stream_sid, Arc::clone(&call.tap)));
-    call.journal.note(&json!({"event": "stream", "streamSid": caller.stream_sid}));
+    call.journal.note(&Event::Stream { stream_sid: caller.stream_sid.clone() });
     call.tap.show(Exhibit::Start, || hidden(&wire, "/start/customParameters/token"));
     if !call.has_stream(&caller) {
         return caller.close(CloseCode::Normal, "the call is over");
@@ -1000,14 +1012,14 @@ fn media_stream(bridge: &'static Bridge, visit: &Visit, head: Vec<u8>) {
     let was_the_latest = call.forget_stream(&caller);
     match end {
         _ if call.is_over() || !was_the_latest => {}
-        StreamEnd::Stopped => call.hang_up(HangUp::CallerLeft),
+        StreamEnd::Stopped => call.hang_up(EndedBy::CallerLeft),
         StreamEnd::Broken(why) => {
             BROKEN_LINES.of(&["caller"]).add();
             log!(call, Warn, Stream, "the stream ended without a stop ({why}); another may come");
             caller.say_goodbye(CloseCode::Protocol, &why);
             caller.cut();
             if !await_caller(&call, NEXT_STREAM_WITHIN) {
-                call.hang_up(HangUp::CallerLost);
+                call.hang_up(EndedBy::CallerLost);
             }
         }
     }
@@ -1126,7 +1138,7 @@ fn relay_caller_to_agent(call: &Arc<Call>, caller: &CallerLeg) -> StreamEnd {
         }
         keys.send_after_pause(call);
         if lock(&call.state).ends_by.is_some_and(|ends_by| Instant::now() > ends_by) {
-            call.hang_up(HangUp::TooLong);
+            call.hang_up(EndedBy::TooLong);
         }
     }
 }
@@ -1163,7 +1175,7 @@ const AGENT_LEAVES_WITHIN: Duration = Duration::from_secs(20);
 const LAST_SECONDS: Duration = Duration::from_secs(5);
 
 /// Until the agent is gone, or the call is over. Returns why.
-fn relay_agent_to_caller(call: &Arc<Call>, agent: &Arc<AgentLeg>) -> HangUp {
+fn relay_agent_to_caller(call: &Arc<Call>, agent: &Arc<AgentLeg>) -> EndedBy {
     let mut voice = Voice::default();
     let mut act = Act::new(call, agent);
     let relayed = Relayed::of("to_caller");
@@ -1175,7 +1187,7 @@ fn relay_agent_to_caller(call: &Arc<Call>, agent: &Arc<AgentLeg>) -> HangUp {
         }
         let (message, arrived) = match received {
             Ok(message) => message,
-            Err(SocketEnd::Quiet) if call.is_over() => return HangUp::CallerLeft,
+            Err(SocketEnd::Quiet) if call.is_over() => return EndedBy::CallerLeft,
             Err(SocketEnd::Quiet) if quiet == 0 => {
                 quiet += 1;
                 agent.ping();
@@ -1190,7 +1202,7 @@ fn relay_agent_to_caller(call: &Arc<Call>, agent: &Arc<AgentLeg>) -> HangUp {
                 }
                 log!(call, Error, Talk, "Ultravox: {end}");
                 BROKEN_LINES.of(&["agent"]).add();
-                return HangUp::AgentLost;
+                return EndedBy::AgentLost;
             }
         };
         quiet = 0;
@@ -1209,9 +1221,9 @@ fn relay_agent_to_caller(call: &Arc<Call>, agent: &Arc<AgentLeg>) -> HangUp {
 fn note_transcript(call: &Call, heard: &Heard) {
     let agent = lock(&call.state).agents;
     // Whoever looks at the call does not wait for the disk.
-    let event = lock(&call.transcript).hear(agent, heard).map(Line::event);
-    if let Some(event) = event {
-        call.journal.note(&event);
+    let said = lock(&call.transcript).hear(agent, heard).cloned();
+    if let Some(said) = said {
+        call.journal.note(&Event::Said(said));
     }
 }
 
@@ -1235,8 +1247,7 @@ impl Voice {
         if !self.spoke && !mulaw.is_empty() {
             self.spoke = true;
             if is_first_of_call {
-                let event = json!({"event": "first_word", "ms": millis(caller.since.elapsed())});
-                call.journal.note(&event);
+                call.journal.note(&Event::FirstWord { ms: millis(caller.since.elapsed()) });
             }
             if let Some(silent_since) = lock(&call.state).silent_since.take() {
                 DEAD_AIR.of(&[]).observe(silent_since.elapsed());
@@ -1348,11 +1359,11 @@ struct Act<'a> {
     /// One result each, even if an invocation should be repeated to the letter.
     answered: HashSet<String>,
     /// What the agent leaves for, and since when.
-    leaving: Option<(HangUp, Instant)>,
+    leaving: Option<(EndedBy, Instant)>,
 }
 
 /// An invocation that is being seen to.
-struct Errand {
+struct ToolRun {
     call: Arc<Call>,
     agent: Arc<AgentLeg>,
     invocation: Invocation,
@@ -1367,12 +1378,12 @@ impl<'a> Act<'a> {
     }
 
     /// Why the agent is gone, when it has gone in an orderly way.
-    fn reason(&self) -> HangUp {
+    fn reason(&self) -> EndedBy {
         let shutting_down = self.call.bridge.stopping.load(Ordering::SeqCst);
         match self.leaving {
             Some((why, _)) => why,
-            None if shutting_down => HangUp::ShuttingDown,
-            None => HangUp::AgentLeft,
+            None if shutting_down => EndedBy::ShuttingDown,
+            None => EndedBy::AgentLeft,
         }
     }
 
@@ -1389,14 +1400,14 @@ impl<'a> Act<'a> {
         }
         let bridge = self.call.bridge;
         let stage = lock(&self.call.state).stage.clone();
-        let errand = Errand {
+        let run = ToolRun {
             call: Arc::clone(self.call),
             agent: Arc::clone(self.agent),
             invocation,
             stage,
             began: Instant::now(),
         };
-        let (invocation, stage) = (&errand.invocation, &errand.stage);
+        let (invocation, stage) = (&run.invocation, &run.stage);
         let offered = bridge
             .agent
             .stages
@@ -1404,11 +1415,11 @@ impl<'a> Act<'a> {
             .is_some_and(|stage| stage.tools.contains(&invocation.tool));
         let Some(tool) = bridge.agent.tools.get(&invocation.tool).filter(|_| offered) else {
             log!(self.call, Warn, Act, "{} is not a tool of stage {stage}", invocation.tool);
-            return errand.settle(&ToolResult::NoSuchTool, "no such tool");
+            return run.settle(&ToolResult::NoSuchTool, "no such tool");
         };
-        if let Some(what_is_missing) = missing(bridge, tool, invocation) {
-            log!(self.call, Info, Act, "{}: {what_is_missing}", invocation.tool);
-            return errand.settle(&ToolResult::Say(what_is_missing), "incomplete");
+        if let Some(lack) = invocation.lacks(tool, &bridge.agent) {
+            log!(self.call, Info, Act, "{}: {lack}", invocation.tool);
+            return run.settle(&ToolResult::Say(lack), "incomplete");
         }
         let result = match &tool.action {
             ToolAction::Reply(text) => ToolResult::Say(self.fill(text, invocation)),
@@ -1416,18 +1427,18 @@ impl<'a> Act<'a> {
                 self.enter_stage(stage, &self.fill(message, invocation))
             }
             ToolAction::HangUp(_) => {
-                self.leaving = Some((HangUp::AgentHungUp, errand.began));
+                self.leaving = Some((EndedBy::AgentHungUp, run.began));
                 ToolResult::HangUp
             }
             // The agent leaves; step 8 lets Twilio ring the person.
             ToolAction::Transfer(_) => {
-                self.leaving = Some((HangUp::Transferred, errand.began));
+                self.leaving = Some((EndedBy::Transferred, run.began));
                 ToolResult::HangUp
             }
-            ToolAction::N8n { .. } => return ask_n8n_aside(tool, errand),
+            ToolAction::N8n { .. } => return ask_n8n_aside(tool, run),
             ToolAction::Ultravox { .. } => ToolResult::NoSuchTool,
         };
-        errand.is_done(&result, "done");
+        run.is_done(&result, "done");
     }
 
     fn fill(&self, text: &str, invocation: &Invocation) -> String {
@@ -1443,41 +1454,18 @@ impl<'a> Act<'a> {
         let mut body = self.call.stage_body(stage);
         body["toolResultText"] = json!(message);
         log!(self.call, Info, Act, "the agent enters stage {stage}");
-        self.call.journal.note(&json!({"event": "stage", "stage": stage}));
+        self.call.journal.note(&Event::Stage { stage: stage.to_owned() });
         ToolResult::NewStage(body)
     }
 }
 
-/// What the model left out or made up, as an instruction to it. Nothing has been done yet.
-fn missing(bridge: &Bridge, tool: &Tool, invocation: &Invocation) -> Option<String> {
-    let required = tool.parameters.required.iter().map(String::as_str);
-    let missing: Vec<&str> = required.filter(|name| invocation.text(name).is_none()).collect();
-    if !missing.is_empty() {
-        return Some(format!(
-            "Not done yet: {} missing. Ask the caller, then try again.",
-            listed(&missing, "is", "are")
-        ));
-    }
-    let calendar = tool.calendar_parameter()?;
-    let location = invocation.text(calendar)?;
-    if find_calendar(bridge, &location).is_some() {
-        return None;
-    }
-    let locations: Vec<&str> = bridge.agent.calendars.keys().map(String::as_str).collect();
-    Some(format!(
-        "Not done yet: \"{location}\" is not a {calendar} we have. Valid are: {}. Ask the caller \
-         which one.",
-        locations.join(", ")
-    ))
-}
-
-fn ask_n8n_aside(tool: &'static Tool, errand: Errand) {
-    let errand = Arc::new(errand);
-    let running = errand.call.tools_running.fetch_add(1, Ordering::SeqCst);
-    let aside = Arc::clone(&errand);
+fn ask_n8n_aside(tool: &'static Tool, run: ToolRun) {
+    let run = Arc::new(run);
+    let running = run.call.tools_running.fetch_add(1, Ordering::SeqCst);
+    let aside = Arc::clone(&run);
     let started = if running < TOOLS_AT_ONCE_MAX {
-        spawn(format!("{} tool", shorten(&errand.call.sid)), move || {
-            aside.call.journal.note(&Value::Object(aside.event("tool_begins")));
+        spawn(format!("{} tool", shorten(&run.call.sid)), move || {
+            aside.call.journal.note(&Event::ToolBegins(aside.asked()));
             let (result, outcome) = n8n_tool(&aside.call, tool, &aside.invocation);
             aside.is_done(&result, outcome);
             aside.call.tools_running.fetch_sub(1, Ordering::SeqCst);
@@ -1487,31 +1475,19 @@ fn ask_n8n_aside(tool: &'static Tool, errand: Errand) {
         Err(io::Error::other("too many things at once; ask again when these are done"))
     };
     if let Err(error) = started {
-        errand.call.tools_running.fetch_sub(1, Ordering::SeqCst);
-        log!(errand.call, Warn, Act, "{}: {error}", errand.invocation.tool);
-        errand.settle(&ToolResult::Failed(error.to_string()), "refused");
+        run.call.tools_running.fetch_sub(1, Ordering::SeqCst);
+        log!(run.call, Warn, Act, "{}: {error}", run.invocation.tool);
+        run.settle(&ToolResult::Failed(error.to_string()), "refused");
     }
 }
 
 /// Asks n8n, once for each different question. A repeat waits for the first and gets its answer,
 /// because the model does repeat itself, and nobody wants two meetings.
 fn n8n_tool(call: &Call, tool: &Tool, invocation: &Invocation) -> (ToolResult, &'static str) {
-    let ToolAction::N8n { route, calendar } = &tool.action else {
+    let ToolAction::N8n { route, .. } = &tool.action else {
         return (ToolResult::NoSuchTool, "no such tool");
     };
-    let mut fields = Map::new();
-    for name in tool.parameters.properties.keys() {
-        let Some(value) = invocation.parameters.get(name) else {
-            continue;
-        };
-        let email =
-            calendar.as_ref().filter(|calendar| *calendar == name).and(invocation.text(name));
-        match email.and_then(|location| find_calendar(call.bridge, &location)) {
-            Some(email) => fields.insert("calendar_id".into(), json!(email)),
-            None => fields.insert(name.clone(), value.clone()),
-        };
-    }
-    let data = Value::Object(fields).to_string();
+    let data = invocation.n8n_data(tool, &call.bridge.agent);
     let question = format!("{route} {data}");
     let fingerprint = hex(digest::digest(&digest::SHA256, question.as_bytes()).as_ref());
     let answer = {
@@ -1555,7 +1531,7 @@ const NOT_DONE: &str = "That did not work: the system cannot be reached. Nothing
 const PERHAPS_DONE: &str = "It is not certain whether that worked: the system did not answer \
     clearly. Do not try again. Tell the caller that a colleague will check and confirm.";
 
-impl Errand {
+impl ToolRun {
     /// Of a tool that has been at work.
     fn is_done(&self, result: &ToolResult, outcome: &str) {
         TOOL_TIME.of(&[&self.invocation.tool]).observe(self.began.elapsed());
@@ -1570,32 +1546,21 @@ impl Errand {
         let ms = millis(self.began.elapsed());
         let tool = &invocation.tool;
         log!(call, Info, Act, "{tool}: {outcome} after {ms} ms"; tool, outcome, ms);
-        let mut event = self.event("tool");
-        let result = call.bridge.config.hide_secrets(result.text().to_owned());
-        event.extend([
-            ("result".to_owned(), json!(cut(&result, WIRE_CHARS_MAX))),
-            ("outcome".to_owned(), json!(outcome)),
-            ("ms".to_owned(), json!(ms)),
-        ]);
-        call.journal.note(&Value::Object(event));
+        let told = call.bridge.config.hide_secrets(result.text().to_owned());
+        call.journal.note(&Event::Tool {
+            asked: self.asked(),
+            result: cut(&told, WIRE_CHARS_MAX),
+            outcome: outcome.into(),
+            ms,
+        });
     }
 
-    fn event(&self, name: &str) -> Map<String, Value> {
-        Map::from_iter([
-            ("event".to_owned(), json!(name)),
-            ("id".to_owned(), json!(self.invocation.id)),
-            ("tool".to_owned(), json!(cut(&self.invocation.tool, TOOL_NAME_CHARS_MAX))),
-            ("stage".to_owned(), json!(self.stage)),
-            ("arguments".to_owned(), self.arguments()),
-        ])
-    }
-
-    /// Only the beginning of arguments without end is written out at all.
-    fn arguments(&self) -> Value {
-        let mut text = [0; WIRE_CHARS_MAX];
-        match serde_json::to_writer(text.as_mut_slice(), &self.invocation.parameters) {
-            Ok(()) => json!(self.invocation.parameters),
-            Err(_) => json!(format!("{}…", String::from_utf8_lossy(&text))),
+    fn asked(&self) -> ToolAsked {
+        ToolAsked {
+            id: self.invocation.id.clone(),
+            tool: cut(&self.invocation.tool, TOOL_NAME_CHARS_MAX),
+            stage: self.stage.clone(),
+            arguments: self.invocation.arguments(),
         }
     }
 }
@@ -1624,18 +1589,12 @@ fn tell_result(call: &Call, agent: &AgentLeg, invocation: &Invocation, result: &
 // Fails:    never for long: the mark has a deadline of its own.
 // Not here: the caller's hang-up. Thread T sees it, and `Call::hang_up` closes the agent's leg.
 
-fn say_goodbye(call: &Call, why: HangUp) {
+fn say_goodbye(call: &Call, why: EndedBy) {
     call.hang_up(why);
     let Some(caller) = call.caller() else { return };
-    if why != HangUp::AgentLost {
+    if why != EndedBy::AgentLost {
         await_last_word(call, &caller);
     }
-    let mut state = lock(&call.state);
-    if state.stopped && state.hang_up == Some(HangUp::Transferred) {
-        // Nobody is left to be put through.
-        state.hang_up = Some(HangUp::CallerLeft);
-    }
-    drop(state);
     lock(&call.state).said_goodbye = true;
     caller.say_goodbye(CloseCode::Normal, "goodbye");
 }
@@ -1643,7 +1602,7 @@ fn say_goodbye(call: &Call, why: HangUp) {
 impl Call {
     /// The one way down. The first reason counts; the agent's socket is closed at once, so that
     /// nobody is listened to, or billed, after the end.
-    fn hang_up(&self, why: HangUp) {
+    fn hang_up(&self, why: EndedBy) {
         let agent = {
             let mut state = lock(&self.state);
             if state.hang_up.is_some() {
@@ -1653,11 +1612,10 @@ impl Call {
             state.token = None;
             state.agent.take()
         };
-        let (ended_by, ms) = (format!("{why:?}"), millis(self.rang.elapsed()));
+        let (ended_by, ms) = (why, millis(self.rang.elapsed()));
         let seconds = ms / 1_000;
         log!(self, Info, Goodbye, "{ended_by}, {seconds} s after it rang"; ended_by, seconds);
-        let event = json!({"event": "goodbye", "endedBy": ended_by, "ms": ms});
-        self.journal.note(&event);
+        self.journal.note(&Event::Goodbye { ended_by, ms });
         if let Some(agent) = agent {
             agent.close("the call is over");
         }
@@ -1720,7 +1678,7 @@ fn what_comes_next(
     let has_left = is_final(call_status);
     match (dial_status, bridge.calls.find(sid)) {
         ("", Some(call)) if has_left => {
-            call.hang_up(HangUp::CallerLeft);
+            call.hang_up(EndedBy::CallerLeft);
             hang_up_for_good(bridge, sid)
         }
         ("", Some(call)) if !call.is_over() => another_stream(&call),
@@ -1738,22 +1696,22 @@ fn what_comes_next(
     }
 }
 
-fn after_the_agent(bridge: &Bridge, how: HangUp) -> Answer {
+fn after_the_agent(bridge: &Bridge, how: EndedBy) -> Answer {
     match (how, &bridge.config.fallback_number) {
-        (HangUp::Transferred, Some(number)) => Answer::Transfer(number.clone()),
-        (HangUp::AgentLost | HangUp::NoAgent | HangUp::NeverStreamed, _) => {
+        (EndedBy::Transferred, Some(number)) => Answer::Transfer(number.clone()),
+        (EndedBy::AgentLost | EndedBy::NoAgent | EndedBy::NeverStreamed, _) => {
             cannot_serve(bridge, &bridge.agent.phrases.apology)
         }
         (
-            HangUp::Transferred
-            | HangUp::CallerLeft
-            | HangUp::CallerLost
-            | HangUp::AgentHungUp
-            | HangUp::AgentLeft
-            | HangUp::TooLong
-            | HangUp::Machine
-            | HangUp::ShuttingDown
-            | HangUp::ProcessDied,
+            EndedBy::Transferred
+            | EndedBy::CallerLeft
+            | EndedBy::CallerLost
+            | EndedBy::AgentHungUp
+            | EndedBy::AgentLeft
+            | EndedBy::TooLong
+            | EndedBy::Machine
+            | EndedBy::ShuttingDown
+            | EndedBy::ProcessDied,
             _,
         ) => Answer::HangUp,
     }
@@ -1772,11 +1730,11 @@ fn call_status(bridge: &'static Bridge, form: &Form) -> Reply {
     let answered_by = form.get("AnsweredBy");
     bridge.calls.await_filed(sid);
     if let Some(call) = bridge.calls.find(sid) {
-        let event = json!({"event": "status", "status": status, "answeredBy": answered_by});
-        call.journal.note(&event);
+        let (reported, by) = (status.to_owned(), answered_by.to_owned());
+        call.journal.note(&Event::Status { status: reported, answered_by: by });
         if is_final(status) {
             log!(call, Info, Goodbye, "Twilio reports the call as {status}");
-            call.hang_up(HangUp::CallerLeft);
+            call.hang_up(EndedBy::CallerLeft);
         } else if answered_by.starts_with("machine") || answered_by == "fax" {
             leave_to_machine(&call, answered_by);
         }
@@ -1794,10 +1752,10 @@ fn leave_to_machine(call: &Arc<Call>, answered_by: &str) {
     let message = call.bridge.config.answering_machine_message.as_ref();
     let told = message.filter(|_| answered_by != "fax").zip(call.agent());
     let Some((message, agent)) = told else {
-        return call.hang_up(HangUp::Machine);
+        return call.hang_up(EndedBy::Machine);
     };
     if agent.hang_up(message).is_err() {
-        call.hang_up(HangUp::Machine);
+        call.hang_up(EndedBy::Machine);
     }
 }
 
@@ -1813,39 +1771,64 @@ fn leave_to_machine(call: &Arc<Call>, answered_by: &str) {
 // Not here: the caller's line. Nobody is on it any more.
 
 fn after(call: &Call) {
-    let mut state = lock(&call.state);
-    if state.stopped && state.hang_up == Some(HangUp::Transferred) {
-        // Nobody is left to be put through.
-        state.hang_up = Some(HangUp::CallerLeft);
-    }
-    let how = state.hang_up.unwrap_or(HangUp::NoAgent);
-    drop(state);
+    let how = lock(&call.state).how_it_ended().unwrap_or(EndedBy::NoAgent);
     let transcript = {
         let mut transcript = lock(&call.transcript);
-        for unfinished in transcript.lines.iter_mut().filter(|line| !line.finished) {
-            unfinished.finished = true;
-            call.journal.note(&unfinished.event());
+        for unfinished in transcript.finish() {
+            call.journal.note(&Event::Said(unfinished.clone()));
         }
         std::mem::take(&mut *transcript)
     };
-    // A transferred caller may come back. Until that is decided, the call has no end.
-    let transferred = how == HangUp::Transferred;
-    if transferred {
-        call.journal.note(&json!({"event": "transfer"}));
+    if how == EndedBy::Transferred {
+        // The caller may come back. Until that is decided, the call has no end.
+        call.journal.note(&Event::Transfer);
     } else {
-        call.journal.note(&end_event(how));
-        CALLS.of(&[&format!("{how:?}")]).add();
+        call.journal.note(&Event::End { ended_by: how });
+        CALLS.of(&[&how.to_string()]).add();
     }
-    call.bridge.outbox.add(Parcel {
-        sid: call.sid.clone(),
-        number: call.number.clone(),
-        transcript,
-        ended_by: format!("{how:?}"),
-        journal: call.journal.path.clone(),
-        unfinished: transferred,
-        tries: 0,
-        due: Instant::now()
-            + if transferred { transfer_max(call.direction) } else { Duration::ZERO },
-        since: Instant::now(),
-    });
+    let who = (&*call.sid, &*call.number, call.direction);
+    call.bridge.outbox.add(Delivery::new(who, transcript, how, &call.journal));
+}
+
+/// One try, on a thread of the outbox. An error: there is to be another.
+fn file_transcript(bridge: &Bridge, delivery: &mut Delivery) -> Result<(), Failure> {
+    if delivery.is_unfinished() {
+        if bridge.calls.find(&delivery.sid).is_some_and(|call| !call.is_over()) {
+            // It was taken up again, and files itself when it ends.
+            return Ok(());
+        }
+        delivery.finish();
+        CALLS.of(&[&delivery.ended_by.to_string()]).add();
+    }
+    if delivery.transcript.text().is_empty() {
+        log!(delivery, Info, After, "nothing was said, so there is no transcript to file");
+        delivery.note(&Event::Delivered);
+        return Ok(());
+    }
+    if bridge.config.n8n_webhook_url.is_none() {
+        log!(delivery, Info, After, "the transcript is in {}", delivery.journal().display());
+        return Ok(());
+    }
+    if PastCall::read(delivery.journal()).is_ok_and(|past| past.delivered) {
+        // `callbridge outbox --retry` was faster.
+        return Ok(());
+    }
+    offer(&bridge.n8n, &bridge.config, delivery)?;
+    delivery.note(&Event::Delivered);
+    let lines = delivery.transcript.count();
+    log!(delivery, Info, After, "n8n has the transcript of {lines} lines"; lines);
+    Ok(())
+}
+
+fn offer(n8n: &N8n, config: &Arc<Config>, delivery: &Delivery) -> Result<(), Failure> {
+    let ended_by = delivery.ended_by.to_string();
+    let question = Question {
+        sid: &delivery.sid,
+        number: &delivery.number,
+        route: "2",
+        data: &delivery.transcript.text(),
+        key: format!("{}-2", delivery.sid),
+        ended_by: Some(&ended_by),
+    };
+    n8n.file(&question, DELIVER_WITHIN, &delivery.tap(config))
 }

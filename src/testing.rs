@@ -1,4 +1,4 @@
-//! What the tests of several rooms share: an agent and a bridge made in a moment, sockets on
+//! What the tests of several rooms share: an agent and settings made in a moment, sockets on
 //! loopback, files of a test's own, and checks that the fuzz targets make too. Never part of the
 //! program.
 
@@ -14,10 +14,10 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::parties::ultravox::leg::Invocation;
+use crate::diagram;
+use crate::parties::ultravox::tool::Invocation;
 use crate::setup::agent::Agent;
 use crate::setup::settings::Config;
-use crate::{Bridge, diagram};
 
 /// Ends a test that would hang. Never reached while all is well.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
@@ -53,13 +53,18 @@ pub(crate) fn settings(pairs: &[(&str, &str)]) -> Result<Config, Vec<String>> {
     Config::from_values(values, Vec::new())
 }
 
-/// The bridge as `serve` makes it, with the built-in agent; it goes nowhere.
-pub(crate) fn bridge() -> Bridge {
+/// Settings with which the built-in agent offers all that it can; they lead nowhere.
+pub(crate) fn full_settings() -> Config {
     let config = settings(&[
         ("N8N_WEBHOOK_URL", "https://n8n.example/webhook/call"),
         ("ULTRAVOX_CORPUS_ID", "corpus-1"),
     ]);
-    Bridge::new(config.ok().unwrap()).ok().unwrap()
+    config.ok().unwrap()
+}
+
+/// The agent that is compiled in, as `serve` takes it with these settings.
+pub(crate) fn full_agent() -> Agent {
+    Agent::load(&full_settings()).ok().unwrap()
 }
 
 /// Two ends of one connection on loopback.

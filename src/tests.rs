@@ -10,58 +10,14 @@ use std::sync::Arc;
 use std::time::Instant;
 use std::{fs, thread};
 
-use serde_json::{Value, json};
 use tempfile::tempdir;
 
 use crate::feed::feed;
-use crate::records::journal::{Direction, Journal};
+use crate::records::event::Direction;
+use crate::records::journal::Journal;
 use crate::records::transcript::{Heard, Speaker};
-use crate::testing::{DEADLINE, bridge, invocation};
-use crate::{Call, IncomingCall, missing, note_transcript};
-
-#[test]
-fn what_a_booking_lacks_is_told_in_words() {
-    let bridge = bridge();
-    let ask = |parameters: &Value| {
-        let tool = &bridge.agent.tools["schedule_meeting"];
-        missing(&bridge, tool, &invocation("schedule_meeting", parameters))
-    };
-    let whole = json!({
-        "name": "Ada Lovelace", "email": "ada@example.com", "purpose": "a policy",
-        "datetime": "2027-03-09T14:30", "location": "London",
-    });
-    assert_eq!(ask(&whole), None);
-
-    let again = ". Ask the caller, then try again.";
-    let one = |field: &str, value: Value| {
-        let mut parameters = whole.clone();
-        parameters[field] = value;
-        ask(&parameters)
-    };
-    for blank in [Value::Null, json!(""), json!("  ")] {
-        let wanted = format!("Not done yet: email is missing{again}");
-        assert_eq!(one("email", blank).as_deref(), Some(wanted.as_str()));
-    }
-    let all = format!("Not done yet: name, email, purpose, datetime, location are missing{again}");
-    assert_eq!(ask(&json!({})).as_deref(), Some(all.as_str()));
-
-    for good in ["new york", " NEW YORK ", "New York"] {
-        assert_eq!(one("location", json!(good)), None, "{good}");
-    }
-    let told = one("location", json!("Paris")).unwrap();
-    assert_eq!(
-        told,
-        "Not done yet: \"Paris\" is not a location we have. Valid are: Chicago, London, \
-         Manchester, New York. Ask the caller which one."
-    );
-
-    let hang_up = &bridge.agent.tools["hangUp"];
-    let told = missing(&bridge, hang_up, &invocation("hangUp", &json!({})));
-    assert!(told.unwrap().contains("reason is missing"));
-    let summary = &bridge.agent.tools["move_to_call_summary"];
-    let given = invocation("move_to_call_summary", &json!({"summary": "All is well."}));
-    assert_eq!(missing(&bridge, summary, &given), None);
-}
+use crate::testing::{DEADLINE, full_agent, full_settings};
+use crate::{Bridge, Call, IncomingCall, note_transcript};
 
 /// A full pipe stands for a disk that hangs.
 #[test]
@@ -80,7 +36,10 @@ fn whoever_looks_at_a_call_does_not_wait_for_the_disk() {
         first_message: String::new(),
         wire: String::new(),
     };
-    let mut call = Call::new(Box::leak(Box::new(bridge())), &incoming);
+    let mut call = Call::new(
+        Box::leak(Box::new(Bridge::build(full_settings(), full_agent(), &[]))),
+        &incoming,
+    );
     call.journal = Arc::new(Journal::at(pipe));
     let heard = Heard {
         speaker: Speaker::User,

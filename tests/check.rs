@@ -5,6 +5,7 @@
 #[path = "../src/demo.rs"]
 mod demo;
 
+use std::env;
 use std::error::Error;
 use std::fs;
 use std::io::{self, Read as _, Write as _};
@@ -271,6 +272,16 @@ fn mistakes_in_settings_are_all_named_and_the_rest_is_looked_at() -> Outcome {
     // And it is said whether https would do.
     report.names("ok", "PUBLIC_URL", "health", "https://localhost", "");
 
+    // One of our own paths behind the address: the proxy is not to blame.
+    for path in ["/incoming-call", "/incoming-call/", "/media-stream", "/health"] {
+        let report = house.look(&[("PUBLIC_URL", &format!("{}{path}", house.front.url))])?;
+        let meant =
+            format!("it must be {}, without {}", house.front.url, path.trim_end_matches('/'));
+        report.blames("settings", "PUBLIC_URL", path.trim_end_matches('/'), &meant);
+        report.names("ok", "PUBLIC_URL", "health", "leads to this callbridge", "");
+        report.leaves_the_others_alone(&before, &["settings"]);
+    }
+
     for scheme in ["http", "https"] {
         let login = format!("{scheme}://me:x,{PASSWORD}@pbx.example");
         let report = house.look(&[("PUBLIC_URL", &login)])?;
@@ -280,6 +291,13 @@ fn mistakes_in_settings_are_all_named_and_the_rest_is_looked_at() -> Outcome {
     let report =
         house.look(&[("N8N_WEBHOOK_URL", &format!("https://me:{PASSWORD}@n8n.invalid/"))])?;
     report.blames("n8n", "webhook", "its name does not resolve", "");
+
+    let report = house.look(&[("MAX_CALL_SECONDS", "3600")])?;
+    assert!(report.about("settings", "MAX_CALL_SECONDS").is_none(), "{}", report.text);
+    let report = house.look(&[("MAX_CALL_SECONDS", "3601")])?;
+    assert_eq!(report.status, Some(0), "{}", report.text);
+    let (what, cure) = ("MAX_CALL_SECONDS is 3601", "set MAX_CALL_SECONDS=3600 or less");
+    report.names("warning", "settings", "MAX_CALL_SECONDS", what, cure);
 
     let report = house.look(&[("ULTRAVOX_API_KEY", "")])?;
     report.blames("settings", "ULTRAVOX_API_KEY", "is missing", "app.ultravox.ai");
@@ -382,6 +400,12 @@ fn what_is_wrong_at_ultravox() -> Outcome {
     let report = house.look(&[("ULTRAVOX_CORPUS_ID", "../accounts/me")])?;
     report.blames("Ultravox", "corpus", "no corpus", "set ULTRAVOX_CORPUS_ID");
 
+    let empty = json!({"name": "Handbook", "stats": {"numDocs": 0}});
+    ultravox.set_answer(&format!("/api/corpora/{corpus}"), Reply::json(200, &empty));
+    let report = house.look(&[("ULTRAVOX_CORPUS_ID", corpus)])?;
+    assert_eq!(report.status, Some(0), "{}", report.text);
+    report.names("warning", "Ultravox", "corpus", "Handbook is empty", "add a source to it");
+
     let report = house.look(&[("MAX_CALLS", "500")])?;
     assert_eq!(report.status, Some(0), "{}", report.text);
     report.names(
@@ -404,8 +428,23 @@ fn what_is_wrong_at_ultravox() -> Outcome {
         account["freeTimeRemaining"] = json!(left);
         ultravox.set_answer("/api/accounts/me", Reply::json(200, &account));
     };
+    // It may pay as it goes. Nobody says so here.
     free("0s");
-    house.look(&[])?.blames("Ultravox", "minutes", "no free minutes are left", "add billing");
+    let report = house.look(&[])?;
+    assert_eq!(report.status, Some(0), "{}", report.text);
+    let cure = "add a payment method at app.ultravox.ai";
+    report.names("warning", "Ultravox", "minutes", "no free minutes are left", cure);
+    let billing = |body: &Value| {
+        ultravox.set_answer("/api/accounts/me/billing", Reply::json(200, body));
+        house.look(&[])
+    };
+    let report = billing(&json!({"paymentMethod": null}))?;
+    report.names("warning", "Ultravox", "minutes", "no free minutes are left", cure);
+    let report = billing(&json!({"paymentMethod": {"type": "card"}}))?;
+    report.names("ok", "Ultravox", "minutes", "pays as it goes", "");
+    ultravox.set_answer("/api/accounts/me/billing", Reply::json(404, &json!({})));
+    free("60.5s");
+    house.look(&[])?.names("warning", "Ultravox", "minutes", "1 free minute is left", "");
     free("600.5s");
     let report = house.look(&[])?;
     report.names("warning", "Ultravox", "minutes", "10 free minutes", "MAX_CALL_SECONDS=600");
@@ -484,6 +523,18 @@ fn what_is_wrong_at_n8n() -> Outcome {
     house.look(&[])?.names("ok", "n8n", "webhook", "greets with \"Hello, ***.", "");
     house.world.n8n.set_reply("1", Reply::json(200, &json!({"firstMessage": null})));
     house.look(&[])?.names("ok", "n8n", "webhook", "leaves the greeting to the agent", "");
+    // 2,000 characters are the most, whatever they take in bytes.
+    let of_length = |length| {
+        house
+            .world
+            .n8n
+            .set_reply("1", Reply::json(200, &json!({"firstMessage": "ä".repeat(length)})));
+        house.look(&[])
+    };
+    of_length(2_000)?.names("ok", "n8n", "webhook", "greets with", "");
+    let report = of_length(2_001)?;
+    assert_eq!(report.status, Some(0), "{}", report.text);
+    report.names("warning", "n8n", "webhook", "2001 characters", "make firstMessage shorter");
     let late =
         Reply::json(200, &json!({"firstMessage": "Hello."})).after(Duration::from_millis(2_100));
     house.world.n8n.set_reply("1", late);
@@ -631,6 +682,36 @@ fn no_connection_from_outside() -> Outcome {
         let report = without_number(&front.url, Some(&front.pem().to_string_lossy()))?;
         report.names("wrong", "PUBLIC_URL", "health", what, cure);
     }
+    Ok(())
+}
+
+/// The pretend Twilio is on this machine and reaches what is here. The real one does not.
+#[test]
+fn twilio_can_neither_reach_nor_trust_the_address() -> Outcome {
+    let house = House::new()?;
+    let look = |public_url: &str, number: Option<&str>| {
+        // Anywhere but here, and nobody's.
+        let elsewhere = [
+            ("TWILIO_API_URL", Some("http://twilio.invalid")),
+            ("TWILIO_PHONE_NUMBER", number),
+            ("PUBLIC_URL", Some(public_url)),
+        ];
+        house.look_with(&["check", "--json"], &elsewhere)
+    };
+    let cure = "use a tunnel or a public name";
+    let report = look(&house.front.url, Some(OUR_NUMBER))?;
+    report.names("wrong", "PUBLIC_URL", "address", "localhost is known in this house only", cure);
+    report.names("wrong", "PUBLIC_URL", "certificate", "not by Twilio", "a public certificate");
+    // Nobody rings: it may be for the browser alone.
+    let report = look(&house.front.url, None)?;
+    report.names("warning", "PUBLIC_URL", "address", "localhost is known in this house only", cure);
+    report.names("warning", "PUBLIC_URL", "certificate", "not by Twilio", "");
+    // Also where nobody answers there.
+    let report = look(&format!("https://127.0.0.1:{}", closed_port()), Some(OUR_NUMBER))?;
+    report.names("wrong", "PUBLIC_URL", "address", "127.0.0.1 is known in this house only", cure);
+    // A public name may mean something else outside.
+    let report = look("https://nobody.invalid", Some(OUR_NUMBER))?;
+    assert!(report.about("PUBLIC_URL", "address").is_none(), "{}", report.text);
     Ok(())
 }
 
@@ -797,10 +878,21 @@ fn what_is_wrong_at_twilio() -> Outcome {
     set("trunk_sid", json!("TK123"), "a SIP trunk (TK123)", "Configure with")?;
     set("capabilities", json!({"voice": false}), "has no voice", "buy a number with voice")?;
 
+    let looks_at_status = |what: &str| -> Outcome {
+        let report = house.look(&[])?;
+        assert_eq!(report.status, Some(0), "{}", report.text);
+        let cure = format!("it should be {}/call-status, HTTP POST: callb", house.front.url);
+        report.names("warning", "Twilio", "status callback", what, &cure);
+        Ok(())
+    };
+    twilio.set_number("status_callback_method", json!("GET"));
+    looks_at_status("/call-status (GET)")?;
+    twilio.set_number("status_callback_method", json!("POST"));
+    assert!(house.look(&[])?.about("Twilio", "status callback").is_none());
+    twilio.set_number("status_callback", json!("https://old.example/call-status"));
+    looks_at_status("is https://old.example/call-status (POST)")?;
     twilio.set_number("status_callback", json!(""));
-    let report = house.look(&[])?;
-    assert_eq!(report.status, Some(0), "{}", report.text);
-    report.names("warning", "Twilio", "status callback", "no status callback", "/call-status");
+    looks_at_status("no status callback")?;
     Ok(())
 }
 
@@ -828,6 +920,8 @@ fn whose_account_and_whose_number() -> Outcome {
     let report = without("TWILIO_ACCOUNT_SID")?;
     assert_eq!(report.status, Some(0), "{}", report.text);
     report.names("skipped", "Twilio", "number", "that takes TWILIO_ACCOUNT_SID", "/incoming-call");
+    report.names("skipped", "Twilio", "number", "", "\"Call status changes\" to");
+    report.names("skipped", "Twilio", "number", "", "/call-status");
     let report = without("TWILIO_AUTH_TOKEN")?;
     assert_eq!(report.status, Some(0), "{}", report.text);
     report.names("warning", "Twilio", "token", "anyone can start calls", "Auth Token");
@@ -929,11 +1023,23 @@ fn fix_does_nothing_that_would_not_help() -> Outcome {
     Ok(())
 }
 
+/// `script` (util-linux) pretends to be a terminal. In CI, which sets one of these two, its absence
+/// is a failure.
+fn has_script() -> Result<bool, Box<dyn Error + Send + Sync>> {
+    let is_here = Command::new("script").arg("--version").output().is_ok();
+    if !is_here && (env::var_os("CI").is_some() || env::var_os("BROWSER_TESTS").is_some()) {
+        return Err("there is no program `script` here: install util-linux (bsdutils)".into());
+    }
+    if !is_here {
+        writeln!(io::stderr(), "not tried: there is no program `script` here")?;
+    }
+    Ok(is_here)
+}
+
 /// The question is asked at a terminal, which `script` pretends to be.
 #[test]
 fn fix_asks_at_a_terminal() -> Outcome {
-    if Command::new("script").arg("--version").output().is_err() {
-        writeln!(io::stderr(), "not tried: there is no program `script` here")?;
+    if !has_script()? {
         return Ok(());
     }
     let house = House::new()?;
@@ -1083,5 +1189,38 @@ fn it_ends_within_ten_seconds_when_everybody_hangs() -> Outcome {
     ] {
         report.names("wrong", party, check, "no answer", "");
     }
+    Ok(())
+}
+
+/// A party that hangs: whoever looks on sees who it is, and that something goes on.
+#[test]
+fn a_terminal_shows_who_is_waited_for() -> Outcome {
+    if !has_script()? {
+        return Ok(());
+    }
+    let house = House::new()?;
+    let look_on = || -> Result<String, Box<dyn Error + Send + Sync>> {
+        let output = house
+            .world
+            .bridge
+            .command_in("script", &["-qec", &format!("{PROGRAM} check"), "/dev/null"])
+            .env("PORT", &house.port)
+            .stdin(Stdio::null())
+            .output()?;
+        Ok(String::from_utf8(output.stdout)?)
+    };
+    let text = look_on()?;
+    assert!(!text.contains("waiting for"), "nobody hangs: {text:?}");
+    house.world.n8n.set_reply("1", Reply::Hang);
+    let text = look_on()?;
+    assert!(text.contains("\r  waiting for n8n: 2 s of at most 9 s"), "{text:?}");
+    assert!(text.contains("\r  waiting for n8n: 3 s of at most 9 s"), "{text:?}");
+    // It is gone before the report begins.
+    let (before, report) = text.split_once("  \x1b[32mok").ok_or("no report")?;
+    assert!(before.ends_with(" \r"), "{before:?}");
+    assert!(!report.contains("waiting for"), "{report:?}");
+    // No terminal, no progress.
+    let report = house.look_with(&["check"], &[])?;
+    assert!(!report.errors.contains("waiting for"), "{}", report.errors);
     Ok(())
 }

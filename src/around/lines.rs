@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::records::journal::HangUp;
+use crate::records::ended_by::EndedBy;
 use crate::toolbox::text::is_e164;
 use crate::toolbox::threads::lock;
 use crate::{Bridge, Call};
@@ -25,7 +25,7 @@ pub(crate) struct Calls {
 pub(crate) struct CallList {
     pub(crate) live: HashMap<String, Arc<Call>>,
     /// The latest ends, oldest first: a `/stream-ended` may come after its call is gone.
-    pub(crate) ended: VecDeque<(String, HangUp)>,
+    pub(crate) ended: VecDeque<(String, EndedBy)>,
     pub(crate) last_end: Option<Instant>,
     /// When each number has called within the last hour.
     pub(crate) recent: HashMap<String, Vec<Instant>>,
@@ -107,9 +107,9 @@ impl Calls {
         list.live.contains_key(sid) || list.ended.iter().any(|(ended, _)| ended == sid)
     }
 
-    pub(crate) fn how_it_ended(&self, sid: &str) -> Option<HangUp> {
+    pub(crate) fn how_it_ended(&self, sid: &str) -> Option<EndedBy> {
         let list = lock(&self.list);
-        let live = list.live.get(sid).and_then(|call| lock(&call.state).hang_up);
+        let live = list.live.get(sid).and_then(|call| lock(&call.state).how_it_ended());
         live.or_else(|| {
             list.ended.iter().rev().find(|(ended, _)| ended == sid).map(|(_, how)| *how)
         })
@@ -118,7 +118,7 @@ impl Calls {
 
 impl Drop for CallSlot {
     fn drop(&mut self) {
-        let how = lock(&self.0.state).hang_up.unwrap_or(HangUp::NoAgent);
+        let how = lock(&self.0.state).how_it_ended().unwrap_or(EndedBy::NoAgent);
         let calls = &self.0.bridge.calls;
         let mut list = lock(&calls.list);
         list.live.remove(&self.0.sid);

@@ -7,17 +7,17 @@ use std::time::Instant;
 use crate::around::lines::Slot;
 use crate::parties::ultravox::AGENT_WITHIN;
 use crate::parties::ultravox::leg::AgentLeg;
-use crate::records::journal::{HangUp, Journal};
-use crate::records::past::{Filed, journal_of};
+use crate::records::ended_by::EndedBy;
+use crate::records::journal::{Journal, journal_of};
+use crate::records::past::PastCall;
 use crate::records::tap::{Exhibit, Tap};
-use crate::records::transcript::LINE_BROKE;
 use crate::toolbox::failure::{Failure, Party};
 use crate::toolbox::log::{Sid, log};
 use crate::toolbox::metrics::{RESUMES, refused};
 use crate::toolbox::threads::lock;
 use crate::{
-    Answer, Bridge, Call, IncomingCall, Opening, after_the_agent, cannot_serve, connect_to_agent,
-    create_agent_call,
+    Answer, Bridge, Call, IncomingCall, LINE_BROKE, Opening, after_the_agent, cannot_serve,
+    connect_to_agent, create_agent_call,
 };
 
 /// Streams of one call. One more, and the caller hears the apology: something cuts them all.
@@ -27,7 +27,7 @@ pub(crate) const STREAMS_MAX: u32 = 6;
 pub(crate) fn another_stream(call: &Arc<Call>) -> Answer {
     if lock(&call.state).streams >= STREAMS_MAX {
         log!(call, Error, Stream, "{STREAMS_MAX} streams were cut; giving up");
-        call.hang_up(HangUp::CallerLost);
+        call.hang_up(EndedBy::CallerLost);
         return cannot_serve(call.bridge, &call.bridge.agent.phrases.apology);
     }
     // Thread T may not have noticed yet.
@@ -48,18 +48,18 @@ pub(crate) fn another_stream(call: &Arc<Call>) -> Answer {
 pub(crate) fn take_up(bridge: &'static Bridge, sid: &str, what_happened: &'static str) -> Answer {
     let apology = &bridge.agent.phrases.apology;
     let read = journal_of(&bridge.config.data_dir, sid)
-        .and_then(|path| Filed::read(&path).ok().map(|filed| (path, filed)));
-    let Some((path, filed)) = read.filter(|(_, filed)| filed.sid == sid) else {
+        .and_then(|path| PastCall::read(&path).ok().map(|past| (path, past)));
+    let Some((path, past)) = read.filter(|(_, past)| past.sid == sid) else {
         log!(Sid { sid }, Error, Goodbye, "asked about a call of which there is no journal");
         return cannot_serve(bridge, apology);
     };
-    if !filed.ended_by.is_empty() {
+    if past.ended_by.is_some() {
         return Answer::HangUp;
     }
-    if filed.transferred && what_happened == LINE_BROKE {
-        return after_the_agent(bridge, HangUp::Transferred);
+    if past.transferred && what_happened == LINE_BROKE {
+        return after_the_agent(bridge, EndedBy::Transferred);
     }
-    match bridge.calls.take_slot(sid, || Call::from_journal(bridge, path, filed)) {
+    match bridge.calls.take_slot(sid, || Call::from_journal(bridge, path, past)) {
         Slot::Yours(call, slot) => {
             log!(call, Warn, Ring, "the call is taken up from its journal");
             bridge.outbox.forget(sid);
@@ -100,26 +100,26 @@ pub(crate) fn resume_agent(call: &Arc<Call>) -> Result<Arc<AgentLeg>, Failure> {
 
 impl Call {
     /// The same call, from what a process that is gone (or a transfer that failed) has left of it.
-    pub(crate) fn from_journal(bridge: &'static Bridge, path: PathBuf, filed: Filed) -> Call {
+    pub(crate) fn from_journal(bridge: &'static Bridge, path: PathBuf, past: PastCall) -> Call {
         let incoming = IncomingCall {
-            sid: &filed.sid,
-            number: &filed.number,
-            direction: filed.direction,
+            sid: &past.sid,
+            number: &past.number,
+            direction: past.direction,
             first_message: String::new(),
             wire: String::new(),
         };
         let mut call = Call::new(bridge, &incoming);
-        call.began = filed.began.unwrap_or(call.began);
+        call.began = past.began.unwrap_or(call.began);
         {
             let mut state = lock(&call.state);
-            if bridge.agent.stages.contains_key(&filed.stage) {
-                state.stage = filed.stage;
+            if bridge.agent.stages.contains_key(&past.stage) {
+                state.stage = past.stage;
             }
-            state.agent_id = filed.agent_id;
-            state.agents = filed.agents;
+            state.agent_id = past.agent_id;
+            state.agents = past.agents;
         }
-        call.rang = Instant::now().checked_sub(filed.age).unwrap_or(call.rang);
-        call.transcript = Mutex::new(filed.transcript);
+        call.rang = Instant::now().checked_sub(past.age).unwrap_or(call.rang);
+        call.transcript = Mutex::new(past.transcript);
         call.journal = Arc::new(Journal::at(path));
         call.tap = Arc::new(Tap::new(Arc::clone(&call.journal), Arc::clone(&bridge.config)));
         call

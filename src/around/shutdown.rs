@@ -7,8 +7,7 @@ use std::{io, thread};
 
 use signal_hook::iterator::Signals;
 
-use crate::records::journal::HangUp;
-use crate::records::outbox::tidy_journals;
+use crate::records::ended_by::EndedBy;
 use crate::toolbox::log::log;
 use crate::toolbox::threads::spawn;
 use crate::{AGENT_LEAVES_WITHIN, Bridge};
@@ -31,7 +30,7 @@ pub(crate) fn await_end(bridge: &'static Bridge, mut signals: Signals) -> io::Re
             }
         }
     })?;
-    let tidy = || tidy_journals(bridge, |_, _| {});
+    let tidy = || bridge.outbox.tidy(|_, _| {});
     if await_news(&next_news, TIDY_EVERY, tidy).is_none() {
         return Ok(());
     }
@@ -79,12 +78,12 @@ pub(crate) fn drain_calls(bridge: &'static Bridge) {
         log!(call, Info, Goodbye, "this process ends, and the call with it");
         let told = call.agent().map(|agent| agent.hang_up(&bridge.agent.phrases.cut_short));
         if !matches!(told, Some(Ok(()))) {
-            call.hang_up(HangUp::ShuttingDown);
+            call.hang_up(EndedBy::ShuttingDown);
         }
     }
     bridge.calls.await_none(AGENT_LEAVES_WITHIN);
     for call in bridge.calls.all() {
-        call.hang_up(HangUp::ShuttingDown);
+        call.hang_up(EndedBy::ShuttingDown);
     }
     bridge.calls.await_none(AGENT_LEAVES_WITHIN);
     bridge.outbox.await_first_tries();

@@ -13,6 +13,7 @@ use super::http::shown_url;
 use super::report::{Finding, Topic, printable};
 use super::setup::Setup;
 use super::twilio::{ask, find_number, is_set, judge_number, post, status_url, voice_url};
+use super::waiting::Waiting;
 use super::{Options, STEP_WITHIN};
 use crate::parties::twilio::is_sid;
 use crate::toolbox::log::say;
@@ -37,10 +38,12 @@ fn plan(setup: &Setup, options: &Options) -> Result<Vec<Finding>, Finding> {
         return Err(unchanged("the number is not known", needed));
     }
     let Some(voice) = voice_url(setup).filter(|_| !setup.is_malformed("PUBLIC_URL")) else {
-        return Err(unchanged("there is no address yet", "set PUBLIC_URL first"));
+        return Err(unchanged("there is no address yet", "set PUBLIC_URL right first"));
     };
-    let number = find_number(setup, Instant::now() + STEP_WITHIN)
-        .map_err(|finding| unchanged(&finding.what, &finding.cure))?;
+    let waiting = Waiting::for_parties(vec!["Twilio"], STEP_WITHIN);
+    let found = find_number(setup, Instant::now() + STEP_WITHIN);
+    drop(waiting);
+    let number = found.map_err(|finding| unchanged(&finding.what, &finding.cure))?;
     let status = status_url(&voice);
     let wishes: [Wish; 4] = [
         ("VoiceUrl", "voice_url", voice),
@@ -106,6 +109,7 @@ fn change(setup: &Setup, number: &Value, changes: &[Wish]) -> Result<Vec<Finding
         let cure = "set it in the console by hand";
         return Err(FIX.wrong("the number has no id at Twilio", cure));
     };
+    let _waiting = Waiting::for_parties(vec!["Twilio"], 2 * STEP_WITHIN);
     let path = format!("/IncomingPhoneNumbers/{sid}.json");
     let mut form = form_urlencoded::Serializer::new(String::new());
     form.extend_pairs(changes.iter().map(|(name, _, wish)| (*name, wish.as_str())));

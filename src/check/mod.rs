@@ -7,7 +7,8 @@
 //!   ultravox    key, minutes, calls at once; then model, voices, corpus
 //!   n8n         the question of step 2, exactly as a call would ask it
 //!   port        the server on this machine, or this process in its place
-//!   public_url  /health from outside: is it the same process? Then the audio socket
+//!   public_url  /health from outside: is it the same process? Then the audio socket, and whether
+//!               Twilio could reach and trust the address
 //!   twilio      account; then the number, and where its calls go; fix sets them
 //! ```
 //!
@@ -21,6 +22,7 @@ use std::time::{Duration, Instant};
 
 use report::{Finding, Printer, Topic};
 use setup::Setup;
+use waiting::Waiting;
 
 use crate::toolbox::failure::Stop;
 use crate::toolbox::log::{Level as LogLevel, LogFormat, log_as, say};
@@ -33,11 +35,13 @@ mod n8n;
 mod ngrok;
 mod port;
 mod public_url;
+mod reach;
 mod report;
 mod setup;
 mod tunnel;
 mod twilio;
 mod ultravox;
+mod waiting;
 
 pub(crate) use ngrok::{NGROK, ngrok_address};
 
@@ -149,12 +153,15 @@ fn ask_everybody(setup: &'static Setup, deadline: Instant) -> Vec<Finding> {
         }
     }
     drop(told);
+    let waiting = Waiting::for_parties(CHECKS.map(|(party, _)| party).to_vec(), CHECK_WITHIN);
     let mut found: HashMap<&str, Vec<Finding>> = HashMap::new();
     while let Ok((party, findings)) =
         hear.recv_timeout(deadline.saturating_duration_since(Instant::now()))
     {
+        waiting.answered(party);
         found.insert(party, findings);
     }
+    drop(waiting);
     let unanswered = |party| {
         let what = format!("no answer within {} s", CHECK_WITHIN.as_secs());
         vec![Topic::new(party, "all").wrong(what, "check this machine's network and DNS")]

@@ -8,25 +8,18 @@
 //! What the internet sees of this machine's name is not known here: a name may mean something else
 //! there.
 
-use std::net::{IpAddr, ToSocketAddrs as _};
-
-use tungstenite::http::Uri;
-
-use super::audio_socket::{UPGRADE_WITHIN, audio_socket};
+use super::audio_socket::audio_socket;
 use super::http::{Answer, NoAnswer, get, shown_url};
 use super::report::{Finding, Topic};
 use super::setup::Setup;
-use super::{Question, STEP_WITHIN, all_at_once, port};
+use super::{Question, STEP_WITHIN, all_at_once, port, reach};
 use crate::setup::settings::Config;
-use crate::toolbox::http::{Http, trusted_roots};
 use crate::toolbox::random::random_hex;
 
 const HEALTH: Topic = Topic::new("PUBLIC_URL", "health");
-const CERTIFICATE: Topic = Topic::new("PUBLIC_URL", "certificate");
-const ADDRESS: Topic = Topic::new("PUBLIC_URL", "address");
 
 pub(super) fn look(setup: &'static Setup) -> Vec<Finding> {
-    let nonce = random_hex();
+    let (config, nonce) = (&setup.bridge.config, random_hex());
     let (home, proof) = port::look(setup, &nonce);
     let Some(url) = &setup.public_url else {
         let what = "not tried: there is no address yet";
@@ -37,12 +30,12 @@ pub(super) fn look(setup: &'static Setup) -> Vec<Finding> {
     let mut findings = vec![home, reached];
     if is_reached {
         let mut questions: Vec<Question> = vec![Box::new(move || audio_socket(setup, url))];
-        if setup.bridge.config.ssl_cert_file.is_some() {
-            questions.push(Box::new(move || certificate_for_twilio(url)));
+        if config.ssl_cert_file.is_some() {
+            questions.push(Box::new(move || reach::certificate(config, url)));
         }
         findings.extend(all_at_once("PUBLIC_URL", questions));
-        findings.extend(address_for_twilio(url));
     }
+    findings.extend(reach::address(config, url));
     findings
 }
 
@@ -160,34 +153,4 @@ fn ngrok_error(page: &str) -> Option<String> {
     let (_, behind) = page.split_once(SIGN)?;
     let digits: String = behind.chars().take_while(char::is_ascii_digit).collect();
     Some(format!("{SIGN}{digits}"))
-}
-
-/// Twilio does not know the roots in `SSL_CERT_FILE`.
-fn certificate_for_twilio(url: &str) -> Finding {
-    let public = Http::new(&trusted_roots(None).unwrap_or_default());
-    match get(&public, &format!("{url}/health"), &[], UPGRADE_WITHIN) {
-        Err(NoAnswer::UnknownIssuer) => CERTIFICATE.warning(
-            "its certificate is trusted here through SSL_CERT_FILE, but not by Twilio",
-            "use a public certificate: Caddy gets one by itself, tunnels have one",
-        ),
-        _ => CERTIFICATE.ok("its certificate needs no SSL_CERT_FILE"),
-    }
-}
-
-/// A name that leads to this machine only from here, or from the same house.
-fn address_for_twilio(url: &str) -> Option<Finding> {
-    let uri: Uri = url.parse().ok()?;
-    let host = uri.host()?.trim_matches(['[', ']']);
-    let mut addresses = (host, uri.port_u16().unwrap_or(443)).to_socket_addrs().ok()?;
-    let address = addresses.next()?.ip();
-    let is_private = match address {
-        IpAddr::V4(address) => address.is_loopback() || address.is_private(),
-        IpAddr::V6(address) => address.is_loopback() || address.is_unique_local(),
-    };
-    is_private.then(|| {
-        ADDRESS.warning(
-            format!("{host} is {address} here, an address that Twilio cannot reach"),
-            "if the name has another address outside, all is well; if not, use a tunnel or a public name",
-        )
-    })
 }

@@ -7,6 +7,7 @@
 //! (`Bridge::stands_in`), so that the way from outside can be tried before the first start.
 
 use std::path::Path;
+use std::time::Duration;
 
 use super::report::{Finding, Topic, counted};
 use super::tunnel::public_url;
@@ -15,6 +16,22 @@ use crate::setup::agent::Agent;
 use crate::setup::settings::{Config, settings_in_force};
 use crate::toolbox::failure::Stop;
 use crate::toolbox::http::trusted_roots;
+
+/// The paths that Twilio, n8n and people ask for here.
+const ENDPOINTS: [&str; 10] = [
+    "/incoming-call",
+    "/media-stream",
+    "/stream-ended",
+    "/call-status",
+    "/outgoing-call",
+    "/browser-call",
+    "/calls",
+    "/health",
+    "/ready",
+    "/metrics",
+];
+/// Ultravox documents no longer `maxDuration` than this.
+const ULTRAVOX_MAX_CALL: Duration = Duration::from_hours(1);
 
 /// One for the whole command; its threads keep it.
 pub(super) struct Setup {
@@ -30,7 +47,9 @@ pub(super) struct Setup {
 impl Setup {
     pub(super) fn read() -> Result<(&'static Setup, Vec<Finding>), Stop> {
         let (values, complaints) = settings_in_force();
-        let (mut config, complaints) = Config::understand(values, complaints);
+        let (mut config, mut complaints) = Config::understand(values, complaints);
+        let is_unusable = complains_of(&complaints, "PUBLIC_URL");
+        complaints.extend(take_off_endpoint(&mut config.public_url));
         let mut findings: Vec<Finding> =
             complaints.iter().map(|complaint| bad_setting(complaint)).collect();
         let roots = trusted_roots(config.ssl_cert_file.as_deref()).unwrap_or_else(|complaint| {
@@ -40,9 +59,9 @@ impl Setup {
         if findings.is_empty() {
             findings.push(Topic::new("settings", "settings").ok("complete and well-formed"));
         }
+        findings.extend(long_calls(&config));
         let (agent, agent_is_right) = look_at_agent(&mut config, &mut findings)?;
-        let is_malformed = complains_of(&complaints, "PUBLIC_URL");
-        let (public_url, about_ngrok) = public_url(&mut config, is_malformed);
+        let (public_url, about_ngrok) = public_url(&mut config, is_unusable);
         findings.extend(about_ngrok);
         let bridge = Bridge { stands_in: true, ..Bridge::build(config, agent, &roots) };
         // The threads that ask may outlive their time limit, and so must what they look at.
@@ -54,6 +73,31 @@ impl Setup {
     pub(super) fn is_malformed(&self, setting: &str) -> bool {
         complains_of(&self.complaints, setting)
     }
+}
+
+/// With one of our own paths behind it, everything would look like a mistake of the proxy's.
+fn take_off_endpoint(url: &mut String) -> Option<String> {
+    let (meant, path) = ENDPOINTS.iter().find_map(|path| Some((url.strip_suffix(path)?, path)))?;
+    let meant = meant.to_owned();
+    let https = meant.replacen("http://", "https://", 1);
+    let complaint = format!(
+        "PUBLIC_URL  is \"{url}\": must be {https}, without {path}, which callbridge adds itself"
+    );
+    *url = meant;
+    Some(complaint)
+}
+
+fn long_calls(config: &Config) -> Option<Finding> {
+    (config.max_call > ULTRAVOX_MAX_CALL).then(|| {
+        let (ours, most) = (config.max_call.as_secs(), ULTRAVOX_MAX_CALL.as_secs());
+        Topic::new("settings", "MAX_CALL_SECONDS").warning(
+            format!(
+                "MAX_CALL_SECONDS is {ours}, but Ultravox documents {most} at most and may \
+                     refuse every call"
+            ),
+            format!("set MAX_CALL_SECONDS={most} or less"),
+        )
+    })
 }
 
 fn complains_of(complaints: &[String], setting: &str) -> bool {

@@ -15,7 +15,7 @@ const TUNNEL: Topic = Topic::new("ngrok", "tunnel");
 /// settings where `PUBLIC_URL=ngrok` asks for it.
 pub(super) fn public_url(
     config: &mut Config,
-    is_malformed: bool,
+    is_unusable: bool,
 ) -> (Option<String>, Option<Finding>) {
     let tunnels = list_tunnels(&config.ngrok_api_url, config.port);
     if config.public_url == NGROK {
@@ -33,8 +33,8 @@ pub(super) fn public_url(
             }
         };
     }
-    let is_usable = !config.public_url.is_empty()
-        && (!is_malformed || config.public_url.starts_with("http://"));
+    let is_usable =
+        !config.public_url.is_empty() && (!is_unusable || config.public_url.starts_with("http://"));
     // Of an address with http the setting has been complained of; with https it may be right.
     let url = is_usable.then(|| config.public_url.replacen("http://", "https://", 1));
     let finding = tunnels.ok().and_then(|list| compare(&list, config.port, url.as_deref()));

@@ -41,9 +41,11 @@ pub(super) fn look(setup: &'static Setup) -> Vec<Finding> {
     }
     if config.twilio_auth_token.is_none() || config.twilio_account_sid.is_none() {
         let what = "the number is not checked: that takes TWILIO_ACCOUNT_SID and TWILIO_AUTH_TOKEN";
-        let by_hand = voice_url(setup).unwrap_or_else(|| "PUBLIC_URL/incoming-call".into());
+        let voice = voice_url(setup).unwrap_or_else(|| "PUBLIC_URL/incoming-call".into());
         let cure = format!(
-            "set both; or set \"A call comes in\" in the console to Webhook, {by_hand}, HTTP POST"
+            "set both; or, in the console, set \"A call comes in\" to Webhook, {voice}, HTTP POST, \
+             and \"Call status changes\" to {}, HTTP POST",
+            status_url(&voice)
         );
         findings.push(NUMBER.skipped(what, cure));
         return findings;
@@ -198,7 +200,7 @@ fn judge_webhooks(number: &Value, wanted: &str) -> Vec<Finding> {
     let (status, method) = (status_url(wanted), text("status_callback_method"));
     if !is_set(number, "status_callback", &status) || method == "GET" {
         let what = match text("status_callback") {
-            "" => "the number has no status callback: a caller who hangs up early is noticed late"
+            "" => "the number has no status callback: the line of a caller who hangs up early stays busy"
                 .to_owned(),
             url => format!("the number's status callback is {} ({method})", shown_url(url)),
         };

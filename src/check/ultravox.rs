@@ -39,8 +39,11 @@ pub(super) fn look(setup: &'static Setup) -> Vec<Finding> {
     };
     let mut findings = judge_account(config, &account);
     let deadline = Instant::now() + STEP_WITHIN;
-    let mut questions: Vec<Question> =
-        vec![Box::new(move || or_warning(&MODEL, find_model(setup, deadline)))];
+    let mut questions: Vec<Question> = Vec::new();
+    if let Some(left) = free_time(&account) {
+        questions.push(Box::new(move || judge_minutes(setup, left, deadline)));
+    }
+    questions.push(Box::new(move || or_warning(&MODEL, find_model(setup, deadline))));
     for (voice, stages) in voices(setup) {
         questions.push(Box::new(move || {
             let topic = Topic::named("Ultravox", format!("voice {voice}"));
@@ -63,9 +66,6 @@ fn or_warning(topic: &Topic, found: Result<Finding, Trouble>) -> Finding {
 fn judge_account(config: &Config, account: &Value) -> Vec<Finding> {
     let name = account["name"].as_str().filter(|name| !name.is_empty()).unwrap_or("no name");
     let mut findings = vec![ACCOUNT.ok(format!("the key works ({name})"))];
-    let subscribed = account["hasActiveSubscription"].as_bool().unwrap_or(false);
-    let left = account["freeTimeRemaining"].as_str().and_then(seconds);
-    findings.extend(left.filter(|_| !subscribed).map(|left| judge_minutes(config, left)));
     if let Some(most) = account["allowedConcurrentCalls"].as_u64() {
         let what = format!("the plan allows {most} calls at once");
         findings.push(if usize::try_from(most).is_ok_and(|most| most < config.max_calls) {
@@ -80,21 +80,36 @@ fn judge_account(config: &Config, account: &Value) -> Vec<Finding> {
     findings
 }
 
-fn judge_minutes(config: &Config, left: Duration) -> Finding {
-    const ADD: &str = "add billing at app.ultravox.ai";
+/// None: there is a plan, and free time does not matter.
+fn free_time(account: &Value) -> Option<Duration> {
+    let subscribed = account["hasActiveSubscription"].as_bool().unwrap_or(false);
+    account["freeTimeRemaining"].as_str().and_then(seconds).filter(|_| !subscribed)
+}
+
+/// Who pays as he goes has neither a plan nor free minutes; the account's billing shows it. Where
+/// it shows nothing, a call may still work.
+fn judge_minutes(setup: &Setup, left: Duration, deadline: Instant) -> Finding {
+    let max_call = setup.bridge.config.max_call;
     let minutes = left.as_secs() / 60;
     let plural = if minutes == 1 { " is" } else { "s are" };
-    if minutes == 0 {
-        return MINUTES.wrong("no free minutes are left, and there is no plan", ADD);
-    }
-    if left >= config.max_call {
+    if left >= max_call {
         return MINUTES.ok(format!("{minutes} free minute{plural} left"));
     }
+    let billing = ask(setup, "/api/accounts/me/billing", deadline);
+    if billing.is_ok_and(|billing| !billing["paymentMethod"].is_null()) {
+        return MINUTES.ok("the account pays as it goes");
+    }
+    let cure = "add a payment method at app.ultravox.ai";
+    if minutes == 0 {
+        let what = "no free minutes are left, and there is no plan: calls work only if you pay as \
+                    you go";
+        return MINUTES.warning(what, format!("{cure}, or ignore this if you have one"));
+    }
     // An unjoined or running call holds back its maximum duration.
-    let longest = config.max_call.as_secs();
+    let longest = max_call.as_secs();
     let what =
         format!("{minutes} free minute{plural} left, less than one call may take ({longest} s)");
-    MINUTES.warning(what, format!("{ADD}, or set MAX_CALL_SECONDS={} or less", left.as_secs()))
+    MINUTES.warning(what, format!("{cure}, or set MAX_CALL_SECONDS={} or less", left.as_secs()))
 }
 
 /// `"1800s"`, `"0.5s"`.

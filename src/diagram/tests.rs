@@ -56,12 +56,12 @@ fn a_diagram_survives_any_name_of_a_stage() {
 }
 
 #[test]
-fn the_readme_shows_the_diagram_of_the_built_in_agent() {
-    let readme = include_str!("../../README.md");
+fn the_docs_show_the_diagram_of_the_built_in_agent() {
+    let readme = include_str!("../../docs/agent-files.md");
     let shown = readme.split("```mermaid\n").nth(1).and_then(|rest| rest.split("```").next());
     assert_eq!(
         shown.unwrap_or_default(),
         diagram::mermaid(&built_in_agent()),
-        "README.md is stale: put what `cargo run -- diagram` prints into its mermaid block"
+        "docs/agent-files.md is stale: put what `cargo run -- diagram` prints into its mermaid block"
     );
 }

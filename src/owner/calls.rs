@@ -10,9 +10,11 @@ use serde_json::{Map, Value, json};
 
 use crate::door::reply::{Reply, path_of, query_of};
 use crate::parties::twilio::is_sid;
-use crate::records::journal::{Direction, HangUp};
-use crate::records::past::{Chapter, Filed, journal_of, journals, sid_of};
-use crate::records::transcript::Line;
+use crate::records::ended_by::EndedBy;
+use crate::records::event::Direction;
+use crate::records::journal::{journal_of, journals, sid_of};
+use crate::records::past::{JournalSlice, PastCall};
+use crate::records::transcript::Utterance;
 use crate::setup::agent::{Agent, ToolAction};
 use crate::toolbox::text::by_the_calendar;
 use crate::toolbox::threads::lock;
@@ -34,7 +36,7 @@ pub(crate) struct Summary {
     pub(crate) ended: Option<String>,
     pub(crate) seconds: f64,
     pub(crate) stage: String,
-    pub(crate) ended_by: Option<String>,
+    pub(crate) ended_by: Option<EndedBy>,
     pub(crate) live: bool,
     pub(crate) speaking: Option<&'static str>,
     /// Utterances.
@@ -116,35 +118,35 @@ impl Summary {
             ended: None,
             seconds: in_seconds(call.rang.elapsed()),
             stage,
-            ended_by: how.map(|how| format!("{how:?}")),
+            ended_by: how,
             live: true,
             speaking: call.caller().and_then(|caller| caller.speaking()),
             lines: lock(&call.transcript).count(),
             delivered: call.bridge.config.n8n_webhook_url.as_ref().map(|_| false),
-            transferred: how == Some(HangUp::Transferred),
+            transferred: how == Some(EndedBy::Transferred),
         }
     }
 
     /// Also of a journal that cannot be read: its name tells that there was a call.
     pub(crate) fn of_past(bridge: &Bridge, path: &Path) -> Summary {
-        let filed = Filed::read(path).unwrap_or_default();
+        let past = PastCall::read(path).unwrap_or_default();
         let first = &bridge.agent.first_stage;
         Summary {
             sid: sid_of(path).to_owned(),
-            number: filed.number,
-            direction: filed.direction,
-            began: filed.began.map(by_the_calendar),
-            ended: filed.ended.map(by_the_calendar),
-            seconds: filed.began.zip(filed.ended).map_or(0.0, |(began, ended)| {
+            number: past.number,
+            direction: past.direction,
+            began: past.began.map(by_the_calendar),
+            ended: past.ended.map(by_the_calendar),
+            seconds: past.began.zip(past.ended).map_or(0.0, |(began, ended)| {
                 in_seconds(ended.duration_since(began).try_into().unwrap_or_default())
             }),
-            stage: if filed.stage.is_empty() { first.clone() } else { filed.stage },
-            ended_by: Some(filed.ended_by).filter(|ended_by| !ended_by.is_empty()),
+            stage: if past.stage.is_empty() { first.clone() } else { past.stage },
+            ended_by: past.ended_by,
             live: false,
             speaking: None,
-            lines: filed.transcript.count(),
-            delivered: bridge.config.n8n_webhook_url.as_ref().map(|_| filed.delivered),
-            transferred: filed.transferred,
+            lines: past.transcript.count(),
+            delivered: bridge.config.n8n_webhook_url.as_ref().map(|_| past.delivered),
+            transferred: past.transferred,
         }
     }
 }
@@ -192,7 +194,7 @@ pub(crate) fn call_story(bridge: &'static Bridge, request: &tiny_http::Request) 
     };
     let call = bridge.calls.find(sid);
     let path = match &call {
-        Some(call) => Some(call.journal.path.clone()),
+        Some(call) => Some(call.journal.path().to_owned()),
         None if is_sid(sid) => journal_of(&bridge.config.data_dir, sid),
         None => None,
     };
@@ -200,10 +202,10 @@ pub(crate) fn call_story(bridge: &'static Bridge, request: &tiny_http::Request) 
         return Reply::error(404, "there is no journal of such a call");
     };
     let live = call.as_deref();
-    let (chapter, trouble) = match Chapter::read(&path, from) {
-        Ok(chapter) => (chapter, None),
+    let (slice, trouble) = match JournalSlice::read(&path, from) {
+        Ok(slice) => (slice, None),
         Err(error) if live.is_some() => {
-            (Chapter::default(), Some(format!("the journal cannot be read: {error}")))
+            (JournalSlice::default(), Some(format!("the journal cannot be read: {error}")))
         }
         Err(error) => {
             return Reply::error(500, &format!("the journal cannot be read: {error}"));
@@ -215,10 +217,10 @@ pub(crate) fn call_story(bridge: &'static Bridge, request: &tiny_http::Request) 
     Reply::json(
         200,
         &json!({
-            "from": chapter.from,
-            "next": chapter.next,
-            "more": chapter.more,
-            "events": chapter.events,
+            "from": slice.from,
+            "next": slice.next,
+            "more": slice.more,
+            "events": slice.events,
             "partial": live.map(|call| call.words_in_memory(all)).unwrap_or_default(),
             "speaking": summary.speaking,
             "live": summary.live,
@@ -230,9 +232,8 @@ pub(crate) fn call_story(bridge: &'static Bridge, request: &tiny_http::Request) 
 
 impl Call {
     /// What was said and is not in the journal yet, or, if there is none, all of it.
-    pub(crate) fn words_in_memory(&self, all: bool) -> Vec<Value> {
+    pub(crate) fn words_in_memory(&self, all: bool) -> Vec<Utterance> {
         let transcript = lock(&self.transcript);
-        let lines = transcript.lines.iter().filter(|line| all || !line.finished);
-        lines.map(Line::as_json).collect()
+        transcript.utterances().iter().filter(|one| all || !one.finished).cloned().collect()
     }
 }

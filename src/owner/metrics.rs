@@ -5,8 +5,6 @@
 //! and routes the agent's files have. These are at zero from the first look on, as everything is.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use crate::Bridge;
 use crate::door::reply::Reply;
@@ -16,7 +14,6 @@ use crate::toolbox::metrics::{
     BUILD_INFO, CALLS_IN_PROGRESS, CALLS_MAX, N8N_OUTCOMES, N8N_REQUESTS, N8N_TIME,
     OUTBOX_GIVEN_UP, OUTBOX_OLDEST, OUTBOX_TRANSCRIPTS, START_TIME, TOOL_TIME, TOOLS, exposition,
 };
-use crate::toolbox::threads::lock;
 
 /// `GET /metrics`.
 pub(crate) fn metrics(bridge: &'static Bridge, _: &tiny_http::Request) -> Reply {
@@ -60,15 +57,7 @@ fn begin(agent: &Agent) {
 }
 
 fn look_at(outbox: &Outbox) {
-    let waiting_since = {
-        let parcels = lock(&outbox.parcels);
-        // A call that may still go on has no transcript to deliver yet.
-        let waiting = parcels.waiting.iter().filter(|parcel| !parcel.unfinished);
-        let since = waiting.map(|parcel| parcel.since).chain(parcels.on_the_way.clone());
-        since.collect::<Vec<_>>()
-    };
-    OUTBOX_TRANSCRIPTS.of(&[]).set(waiting_since.len());
-    let age = waiting_since.into_iter().min().map_or(Duration::ZERO, |since| since.elapsed());
-    OUTBOX_OLDEST.of(&[]).set(age.as_secs_f64());
-    OUTBOX_GIVEN_UP.of(&[]).set(outbox.given_up.load(Ordering::Relaxed));
+    OUTBOX_TRANSCRIPTS.of(&[]).set(outbox.waiting());
+    OUTBOX_OLDEST.of(&[]).set(outbox.oldest().as_secs_f64());
+    OUTBOX_GIVEN_UP.of(&[]).set(outbox.given_up());
 }

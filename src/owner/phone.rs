@@ -5,8 +5,9 @@ use serde_json::{Value, json};
 use crate::door::reply::Reply;
 use crate::parties::twilio::is_sid;
 use crate::parties::twilio::twiml::stream_url;
-use crate::records::journal::Direction;
-use crate::records::past::{Filed, journal_of};
+use crate::records::event::Direction;
+use crate::records::journal::journal_of;
+use crate::records::past::PastCall;
 use crate::toolbox::random::random_hex;
 use crate::{Answer, Bridge, IncomingCall, take_call, what_comes_next};
 
@@ -76,8 +77,8 @@ pub(crate) fn browser_stream_ended(bridge: &'static Bridge, url: &str, order: &V
     let direction = match bridge.calls.find(sid) {
         Some(call) => Some(call.direction),
         None => journal_of(&bridge.config.data_dir, sid)
-            .and_then(|path| Filed::read(&path).ok())
-            .map(|filed| filed.direction),
+            .and_then(|path| PastCall::read(&path).ok())
+            .map(|past| past.direction),
     };
     if direction != Some(Direction::Browser) {
         return Reply::error(404, "this is no call of the page's phone");

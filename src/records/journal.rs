@@ -1,4 +1,15 @@
-//! A call's file on disk, one line an event.
+//! A call's file on disk: `DATA_DIR/calls/<start time>-<CallSid>.jsonl`, one [`Event`] a line.
+//!
+//! It is written as the call happens, and is the transcript's home until n8n has it, all that a
+//! restarted process knows, and what the live page shows. Whoever has a [`Journal`] notes events
+//! in it:
+//!
+//! ```text
+//! call.journal.note(&Event::Stage { stage: "main_convo".into() });
+//! ```
+//!
+//! Noting never fails for the caller of it: a disk that takes nothing is reported once, and the
+//! call goes on. The files are readable by their owner only. Reading is [`past`](super::past)'s.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek as _, SeekFrom, Write};
@@ -8,9 +19,9 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde::Serialize;
 
+use crate::records::event::Event;
 use crate::toolbox::log::log;
 use crate::toolbox::text::by_the_calendar;
 use crate::toolbox::threads::lock;
@@ -18,106 +29,19 @@ use crate::toolbox::threads::lock;
 /// A message in a journal, and a tool's arguments and result there. What is longer is cut.
 pub(crate) const WIRE_CHARS_MAX: usize = 2_000;
 
-/// Who has called whom. The same word goes to the journal and to the page.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Direction {
-    /// Somebody our number.
-    #[default]
-    In,
-    /// We somebody.
-    Out,
-    /// The owner us, with the phone in the live page.
-    Browser,
-}
-
-/// How a call ended. The same word goes to the log, the journal and n8n.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum HangUp {
-    /// There was nobody to answer: Ultravox refused, or could not be reached.
-    NoAgent,
-    /// The caller went away while it rang, or Twilio never opened the stream.
-    NeverStreamed,
-    CallerLeft,
-    /// The caller's socket broke, or fell silent.
-    CallerLost,
-    /// The agent said goodbye and used its hang-up tool.
-    AgentHungUp,
-    /// Ultravox closed in an orderly way: nobody spoke for long, or its time limit.
-    AgentLeft,
-    /// Ultravox's socket broke.
-    AgentLost,
-    /// `MAX_CALL_SECONDS`.
-    TooLong,
-    /// The caller was put through to a person.
-    Transferred,
-    /// An answering machine has picked up our call.
-    Machine,
-    /// This process was told to stop, and the call did not end by itself in time.
-    ShuttingDown,
-    /// The process that carried it died, and nobody took the call up again.
-    ProcessDied,
-}
-
-#[cfg(test)]
-impl HangUp {
-    pub(crate) const ALL: [HangUp; 12] = [
-        HangUp::NoAgent,
-        HangUp::NeverStreamed,
-        HangUp::CallerLeft,
-        HangUp::CallerLost,
-        HangUp::AgentHungUp,
-        HangUp::AgentLeft,
-        HangUp::AgentLost,
-        HangUp::TooLong,
-        HangUp::Transferred,
-        HangUp::Machine,
-        HangUp::ShuttingDown,
-        HangUp::ProcessDied,
-    ];
-}
-
-pub(crate) fn end_event(ended_by: HangUp) -> Value {
-    json!({"event": "end", "endedBy": format!("{ended_by:?}")})
-}
-
-/// A call's file: `DATA_DIR/calls/<start time>-<CallSid>.jsonl`, one line an event, written as it
-/// happens. The transcript's home until n8n has it, all that a restarted process knows, and what
-/// the live page shows.
-///
-/// Each line is a JSON object with `at`, the time, and `event`:
-///
-/// | event | step | with it comes |
-/// |---|---|---|
-/// | `ring` | 1 | `callSid`, `number`, `direction` (`in`, `out`, `browser`) |
-/// | `greeting` | 2 | `from` (`n8n`, `default`, `order`), `ms`, `why` when not n8n's |
-/// | `agent` | 3 | `callId` (Ultravox's), `agent`: which one of this call, from 1 |
-/// | `answer` | 4 | `what` (`stream`, `apology`, `transfer`), `ms` since the ring |
-/// | `stream` | 5 | `streamSid`; once more for each further stream |
-/// | `first_word` | 6 | `ms` from the stream's start to the agent's first sound |
-/// | `said` | 6 | `agent`, `ordinal`, `speaker`, `text`; of the same three the last one counts |
-/// | `tool_begins` | 7 | as for `tool`, of a tool that takes its time |
-/// | `tool` | 7 | `id`, `tool`, `stage`, `arguments`, `result`, `outcome`, `ms` |
-/// | `stage` | 7 | `stage`, which has been entered |
-/// | `status` | - | `status`, `answeredBy`: what Twilio reports |
-/// | `goodbye` | 8 | `endedBy` (a [`HangUp`]), `ms` since the ring |
-/// | `transfer` | 8 | the caller is being put through to a person |
-/// | `end` | 9 | `endedBy`, which is final |
-/// | `undelivered` | 9 | `why`: n8n did not take the transcript |
-/// | `delivered` | 9 | n8n has it, or there was nothing to deliver |
-/// | `wire` | any | `step`, `way` (`in`, `out`), `with`, `text`: the first message of a kind |
 pub(crate) struct Journal {
-    pub(crate) path: PathBuf,
-    pub(crate) file: Mutex<Option<File>>,
+    path: PathBuf,
+    file: Mutex<Option<File>>,
 }
 
 /// Said once, not once a line: a full disk is full for everybody.
-pub(crate) static DISK_FAILED: AtomicBool = AtomicBool::new(false);
+static DISK_FAILED: AtomicBool = AtomicBool::new(false);
 
 impl Journal {
-    pub(crate) fn path(data_dir: &Path, sid: &str) -> PathBuf {
+    /// Of a call that begins now.
+    pub(crate) fn begin(data_dir: &Path, sid: &str) -> Journal {
         let start = Timestamp::now().strftime("%Y%m%dT%H%M%SZ");
-        data_dir.join("calls").join(format!("{start}-{sid}.jsonl"))
+        Journal::at(data_dir.join("calls").join(format!("{start}-{sid}.jsonl")))
     }
 
     /// The file is made with the first line.
@@ -125,8 +49,12 @@ impl Journal {
         Journal { path, file: Mutex::new(None) }
     }
 
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Calls go on when the disk does not: the transcript is in memory as well.
-    pub(crate) fn note(&self, event: &Value) {
+    pub(crate) fn note(&self, event: &Event) {
         let mut file = lock(&self.file);
         let written = match file.as_mut() {
             // The system would take the line, and nobody could ever read it.
@@ -151,7 +79,7 @@ impl Journal {
     }
 }
 
-pub(crate) fn open_to_append(path: &Path) -> io::Result<File> {
+fn open_to_append(path: &Path) -> io::Result<File> {
     // What was said is nobody's business but the owner's.
     if let Some(directory) = path.parent() {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
@@ -171,12 +99,35 @@ pub(crate) fn open_to_append(path: &Path) -> io::Result<File> {
 
 /// One `write` for the whole line, so that a death in between leaves half a line at the end and
 /// nothing else.
-pub(crate) fn append(file: &mut File, event: &Value) -> io::Result<()> {
-    let mut line = json!({"at": by_the_calendar(Timestamp::now())});
-    if let (Value::Object(line), Value::Object(event)) = (&mut line, event) {
-        line.extend(event.clone());
+fn append(file: &mut File, event: &Event) -> io::Result<()> {
+    #[derive(Serialize)]
+    struct Line<'a> {
+        at: String,
+        #[serde(flatten)]
+        event: &'a Event,
     }
-    file.write_all(format!("{line}\n").as_bytes())
+    let mut line = serde_json::to_vec(&Line { at: by_the_calendar(Timestamp::now()), event })?;
+    line.push(b'\n');
+    file.write_all(&line)
+}
+
+pub(crate) fn journal_of(data_dir: &Path, sid: &str) -> Option<PathBuf> {
+    journals(data_dir).into_iter().rfind(|path| sid_of(path) == sid)
+}
+
+/// All journals, the oldest first: their names begin with the time.
+pub(crate) fn journals(data_dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(data_dir.join("calls")).into_iter().flatten();
+    let paths = entries.filter_map(Result::ok).map(|entry| entry.path());
+    let mut journals: Vec<PathBuf> =
+        paths.filter(|path| path.extension().is_some_and(|end| end == "jsonl")).collect();
+    journals.sort();
+    journals
+}
+
+pub(crate) fn sid_of(journal: &Path) -> &str {
+    let name = journal.file_stem().and_then(|name| name.to_str()).unwrap_or_default();
+    name.rsplit_once('-').map(|(_, sid)| sid).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -1,24 +1,32 @@
-//! Journals, read back.
+//! Journals, read back: by the process that comes after, and by the live page.
+//!
+//! A [`PastCall`] is what a journal says of its call in sum: enough to take the call up again, to
+//! file its transcript, and for a line in the page's list. A [`JournalSlice`] is a piece of a
+//! journal, event by event, for the page's story of one call.
+//!
+//! Reading never fails for what stands in a file. A half-written last line is what a sudden end
+//! leaves behind; it is skipped, and so is any other line that cannot be read.
 
 use std::fs::{self, File};
 use std::io::{self, BufRead as _, BufReader, Read, Seek as _, SeekFrom};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::Deserialize as _;
 use serde_json::Value;
 
-use crate::records::journal::Direction;
-use crate::records::transcript::{Heard, Speaker, Transcript};
+use crate::records::ended_by::EndedBy;
+use crate::records::event::{Direction, Event};
+use crate::records::transcript::Transcript;
 use crate::toolbox::text::since;
 
 /// Of a journal in one answer of `/calls/{sid}`, give or take a line. The page asks for the rest.
-pub(crate) const STORY_BYTES_MAX: u64 = 512 * 1_024;
+const STORY_BYTES_MAX: u64 = 512 * 1_024;
 
 /// A journal, read back.
 #[derive(Default)]
-pub(crate) struct Filed {
+pub(crate) struct PastCall {
     pub(crate) sid: String,
     pub(crate) number: String,
     pub(crate) direction: Direction,
@@ -27,7 +35,8 @@ pub(crate) struct Filed {
     pub(crate) stage: String,
     pub(crate) agent_id: String,
     pub(crate) agents: u64,
-    pub(crate) ended_by: String,
+    /// None: it did not end, as far as the journal knows.
+    pub(crate) ended_by: Option<EndedBy>,
     /// The caller was put through to a person, and what came of it is not known yet.
     pub(crate) transferred: bool,
     pub(crate) transcript: Transcript,
@@ -39,87 +48,64 @@ pub(crate) struct Filed {
     pub(crate) quiet_for: Duration,
 }
 
-impl Filed {
-    /// A half-written last line is what a sudden end leaves behind. It is skipped, and so is any
-    /// other line that cannot be read.
-    pub(crate) fn read(path: &Path) -> io::Result<Filed> {
+impl PastCall {
+    pub(crate) fn read(path: &Path) -> io::Result<PastCall> {
         let text = String::from_utf8_lossy(&fs::read(path)?).into_owned();
-        let mut filed = Filed::default();
+        let mut past = PastCall::default();
         // A journal's bulk, and nothing that anybody has to know again. In a text of another
         // event these quotes would have backslashes before them; a tool's arguments may hold them
         // as they are, and such a line is nothing to go on from either.
         let lines = text.lines().filter(|line| !line.contains("\"event\":\"wire\""));
-        for event in lines.filter_map(|line| serde_json::from_str::<Value>(line).ok()) {
-            let what = event["event"].as_str().unwrap_or_default();
-            // A try to deliver is nothing that happened in the call, and makes it no younger.
-            if let Some(at) = event["at"].as_str().and_then(|at| at.parse().ok())
-                && what != "undelivered"
-            {
-                filed.quiet_for = since(at);
-                filed.age = since(*filed.began.get_or_insert(at));
-                if what != "delivered" {
-                    filed.ended = Some(at);
-                }
+        for line in lines.filter_map(|line| serde_json::from_str::<Value>(line).ok()) {
+            let event = Event::deserialize(&line).ok();
+            past.note_time(&line, event.as_ref());
+            if let Some(event) = event {
+                past.apply(event);
             }
-            filed.apply(&event);
         }
-        Ok(filed)
+        Ok(past)
     }
 
-    pub(crate) fn apply(&mut self, event: &Value) {
-        let text = |key: &str| event[key].as_str().unwrap_or_default().to_owned();
-        let number = |key: &str| event[key].as_u64().unwrap_or_default();
-        match event["event"].as_str().unwrap_or_default() {
-            "ring" => {
-                (self.sid, self.number) = (text("callSid"), text("number"));
-                self.direction = Direction::deserialize(&event["direction"]).unwrap_or_default();
+    fn note_time(&mut self, line: &Value, event: Option<&Event>) {
+        // A try to deliver is nothing that happened in the call, and makes it no younger.
+        if matches!(event, Some(Event::Undelivered { .. })) {
+            return;
+        }
+        if let Some(at) = line["at"].as_str().and_then(|at| at.parse().ok()) {
+            self.quiet_for = since(at);
+            self.age = since(*self.began.get_or_insert(at));
+            if !matches!(event, Some(Event::Delivered)) {
+                self.ended = Some(at);
             }
-            "agent" => {
-                (self.agent_id, self.agents) = (text("callId"), number("agent"));
+        }
+    }
+
+    pub(crate) fn apply(&mut self, event: Event) {
+        match event {
+            Event::Ring { call_sid, number, direction } => {
+                (self.sid, self.number, self.direction) = (call_sid, number, direction);
+            }
+            Event::Agent { call_id, agent } => {
+                (self.agent_id, self.agents) = (call_id, agent);
                 self.transferred = false;
             }
-            "stage" => self.stage = text("stage"),
-            "said" => {
-                let heard = Heard {
-                    speaker: if text("speaker") == "Agent" {
-                        Speaker::Agent
-                    } else {
-                        Speaker::User
-                    },
-                    ordinal: number("ordinal"),
-                    text: Some(text("text")),
-                    delta: None,
-                    finished: true,
-                    typed: false,
-                };
-                self.transcript.hear(number("agent"), &heard);
-            }
-            "transfer" => self.transferred = true,
-            "end" => self.ended_by = text("endedBy"),
-            "undelivered" => self.trouble = text("why"),
-            "delivered" => self.delivered = true,
-            _ => {}
+            Event::Stage { stage } => self.stage = stage,
+            Event::Said(utterance) => self.transcript.remember(utterance),
+            Event::Transfer => self.transferred = true,
+            Event::End { ended_by } => self.ended_by = Some(ended_by),
+            Event::Undelivered { why } => self.trouble = why,
+            Event::Delivered => self.delivered = true,
+            Event::Greeting { .. }
+            | Event::Answer { .. }
+            | Event::Stream { .. }
+            | Event::FirstWord { .. }
+            | Event::ToolBegins { .. }
+            | Event::Tool { .. }
+            | Event::Status { .. }
+            | Event::Goodbye { .. }
+            | Event::Wire { .. } => {}
         }
     }
-}
-
-pub(crate) fn journal_of(data_dir: &Path, sid: &str) -> Option<PathBuf> {
-    journals(data_dir).into_iter().rfind(|path| sid_of(path) == sid)
-}
-
-/// All journals, the oldest first: their names begin with the time.
-pub(crate) fn journals(data_dir: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(data_dir.join("calls")).into_iter().flatten();
-    let paths = entries.filter_map(Result::ok).map(|entry| entry.path());
-    let mut journals: Vec<PathBuf> =
-        paths.filter(|path| path.extension().is_some_and(|end| end == "jsonl")).collect();
-    journals.sort();
-    journals
-}
-
-pub(crate) fn sid_of(journal: &Path) -> &str {
-    let name = journal.file_stem().and_then(|name| name.to_str()).unwrap_or_default();
-    name.rsplit_once('-').map(|(_, sid)| sid).unwrap_or_default()
 }
 
 /// Of nearly all journals the last line is all that has to be read again.
@@ -140,17 +126,17 @@ pub(crate) fn delivered_at(path: &Path) -> Option<Timestamp> {
 
 /// A piece of a journal: whole lines only.
 #[derive(Default)]
-pub(crate) struct Chapter {
+pub(crate) struct JournalSlice {
     pub(crate) from: u64,
     pub(crate) next: u64,
     pub(crate) more: bool,
     pub(crate) events: Vec<Value>,
 }
 
-impl Chapter {
+impl JournalSlice {
     /// An offset that is not the beginning of a line here belongs to another file, such as one
     /// that was deleted since: the story then begins anew.
-    pub(crate) fn read(path: &Path, from: u64) -> io::Result<Chapter> {
+    pub(crate) fn read(path: &Path, from: u64) -> io::Result<JournalSlice> {
         let file = File::open(path)?;
         let length = file.metadata()?.len();
         let mut file = BufReader::new(file);
@@ -161,20 +147,20 @@ impl Chapter {
         }
         let from = if from > length || before != *b"\n" { 0 } else { from };
         file.seek(SeekFrom::Start(from))?;
-        let mut chapter = Chapter { from, next: from, ..Chapter::default() };
+        let mut slice = JournalSlice { from, next: from, ..JournalSlice::default() };
         let mut line = Vec::new();
-        while chapter.next - from < STORY_BYTES_MAX {
+        while slice.next - from < STORY_BYTES_MAX {
             line.clear();
             let count = file.read_until(b'\n', &mut line)?;
             if line.last() != Some(&b'\n') {
                 // The rest of it is still being written.
-                return Ok(chapter);
+                return Ok(slice);
             }
-            chapter.next += count as u64;
-            chapter.events.extend(serde_json::from_slice::<Value>(&line).ok());
+            slice.next += count as u64;
+            slice.events.extend(serde_json::from_slice::<Value>(&line).ok());
         }
-        chapter.more = chapter.next < length;
-        Ok(chapter)
+        slice.more = slice.next < length;
+        Ok(slice)
     }
 }
 

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde_json::{Value, json};
 
+use crate::records::event::Event;
 use crate::records::journal::{Journal, WIRE_CHARS_MAX};
 use crate::setup::settings::Config;
 use crate::toolbox::failure::Party;
@@ -50,13 +51,9 @@ impl Tap {
         }
         let Some((journal, config)) = &self.into else { return };
         let (step, way, party) = exhibit.about();
-        journal.note(&json!({
-            "event": "wire",
-            "step": step as u8,
-            "way": way,
-            "with": party.name(),
-            "text": cut(&config.hide_secrets(text()), WIRE_CHARS_MAX),
-        }));
+        let text = cut(&config.hide_secrets(text()), WIRE_CHARS_MAX);
+        let (way, with) = (way.to_owned(), party.name().to_owned());
+        journal.note(&Event::Wire { step: step as u8, way, with, text });
     }
 }
 

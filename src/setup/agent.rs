@@ -8,7 +8,6 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::Bridge;
 use crate::setup::agent_files::{AgentFile, Mistakes};
 use crate::setup::settings::{Config, settings_in_force};
 use crate::setup::values::Settings;
@@ -217,8 +216,9 @@ impl Tool {
     }
 }
 
-pub(crate) fn find_calendar<'a>(bridge: &'a Bridge, location: &str) -> Option<&'a str> {
-    let found = bridge.agent.calendars.iter().find(|(name, _)| name.eq_ignore_ascii_case(location));
+/// The e-mail address of the calendar of that name, however it is capitalised.
+pub(crate) fn find_calendar<'a>(agent: &'a Agent, location: &str) -> Option<&'a str> {
+    let found = agent.calendars.iter().find(|(name, _)| name.eq_ignore_ascii_case(location));
     found.map(|(_, email)| email.as_str())
 }
 

@@ -13,10 +13,6 @@ pub(crate) fn starts_with_word(text: &str, word: &str) -> bool {
     text.split(' ').next().is_some_and(|first| first.eq_ignore_ascii_case(word))
 }
 
-pub(crate) fn listed(names: &[&str], one: &str, many: &str) -> String {
-    format!("{} {}", names.join(", "), if names.len() == 1 { one } else { many })
-}
-
 /// RFC 3339, to the millisecond.
 pub(crate) fn by_the_calendar(at: Timestamp) -> String {
     at.strftime("%Y-%m-%dT%H:%M:%S%.3fZ").to_string()

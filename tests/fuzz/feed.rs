@@ -14,11 +14,13 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use ring::hmac;
+use serde::Deserialize as _;
 use serde_json::{Value, json};
 use tempfile::tempdir;
 use tungstenite::handshake::machine::TryParse as _;
 use tungstenite::handshake::server as ws_server;
 
+use crate::demo;
 use crate::door::head::{
     ANNOUNCED_BYTES_MAX, HEAD_BYTES_MAX, announced_body, read_head, wants_media_stream,
 };
@@ -28,21 +30,24 @@ use crate::parties::twilio::messages::FromTwilio;
 use crate::parties::twilio::twiml::{response, xml_escape};
 use crate::parties::twilio::{Form, is_sid, signature_is_valid, url_with_and_without_port};
 use crate::parties::ultravox::body::selected_tools;
-use crate::parties::ultravox::leg::{FromAgent, INVOCATION_ID_BYTES_MAX};
+use crate::parties::ultravox::leg::FromAgent;
+use crate::parties::ultravox::tool::INVOCATION_ID_BYTES_MAX;
 use crate::parties::ultravox::{read_agent_call, refusal};
-use crate::records::journal::Journal;
-use crate::records::outbox::left_behind;
-use crate::records::past::{Filed, sid_of};
-use crate::records::transcript::{TRANSCRIPT_BYTES_MAX, Transcript};
+use crate::records::ended_by::EndedBy;
+use crate::records::event::Event;
+use crate::records::journal::{Journal, sid_of};
+use crate::records::outbox::Delivery;
+use crate::records::past::PastCall;
+use crate::records::transcript::{TRANSCRIPT_BYTES_MAX, Transcript, Utterance};
 use crate::setup::agent::{Agent, TOOL_WITHIN_MAX, ToolAction};
-use crate::testing::{bridge, check_diagram, check_workflow, file_in, sockets};
+use crate::setup::settings::Config;
+use crate::testing::{check_diagram, check_workflow, file_in, full_agent, full_settings, sockets};
 use crate::toolbox::failure::{Failure, Secret};
 use crate::toolbox::log::{LOG_CHARS_MAX, presentable};
 use crate::toolbox::socket::READ_BYTES;
 use crate::toolbox::sound::{mulaw_to_pcm, pcm_to_mulaw};
 use crate::toolbox::text::{fill, find, is_e164, placeholders, shorten_number};
 use crate::workflow::workflow_for;
-use crate::{Bridge, demo, missing};
 
 /// Feeds this to one of the bridge's doors. What must hold is asserted here.
 pub(crate) fn feed(target: &str, data: &[u8]) {
@@ -146,9 +151,10 @@ fn feed_form(data: &[u8]) {
     }
     let sid = form.get("CallSid");
     if is_sid(sid) {
-        let path = Journal::path(Path::new("data"), sid);
+        let journal = Journal::begin(Path::new("data"), sid);
+        let path = journal.path();
         assert_eq!(path.parent(), Some(Path::new("data/calls")), "it stays in its directory");
-        assert_eq!(sid_of(&path), sid, "and is found again");
+        assert_eq!(sid_of(path), sid, "and is found again");
     }
     let token = Secret("12345".into());
     let url = "https://bridge.example/incoming-call?a=b";
@@ -244,22 +250,26 @@ fn feed_sound(payload: &str) {
 /// What the agent says on one line of its own, message after message: invocations are looked at,
 /// transcripts are kept, and written to a journal as they come.
 fn feed_ultravox(text: &str) {
-    static BRIDGE: LazyLock<Bridge> = LazyLock::new(bridge);
-    let (mut transcript, mut filed) = (Transcript::default(), Filed::default());
+    static AGENT: LazyLock<Agent> = LazyLock::new(full_agent);
+    let (mut transcript, mut past) = (Transcript::default(), PastCall::default());
+    let mut write = |said: &Utterance| {
+        let line = json!(Event::Said(said.clone()));
+        past.apply(Event::deserialize(line).unwrap());
+    };
     for line in text.lines() {
         let Ok(message) = FromAgent::parse(line) else {
             continue;
         };
         match message {
             FromAgent::Transcript(heard) => {
-                if let Some(line) = transcript.hear(1, &heard) {
-                    filed.apply(&line.event());
+                if let Some(said) = transcript.hear(1, &heard) {
+                    write(said);
                 }
             }
             FromAgent::Invocation(invocation) => {
                 assert!(invocation.id.len() <= INVOCATION_ID_BYTES_MAX);
-                for tool in BRIDGE.agent.tools.values() {
-                    let told = missing(&BRIDGE, tool, &invocation);
+                for tool in AGENT.tools.values() {
+                    let told = invocation.lacks(tool, &AGENT);
                     assert!(told.is_none_or(|told| told.starts_with("Not done yet: ")));
                 }
             }
@@ -269,18 +279,18 @@ fn feed_ultravox(text: &str) {
             | FromAgent::Other(_) => {}
         }
     }
-    let kept: usize = transcript.lines.iter().map(|line| line.text.len()).sum();
+    let kept: usize = transcript.utterances().iter().map(|one| one.text.len()).sum();
     assert!(kept <= TRANSCRIPT_BYTES_MAX, "{kept} bytes were kept");
-    for line in transcript.lines.iter_mut().filter(|line| !line.finished) {
-        line.finished = true;
-        filed.apply(&line.event());
+    for said in transcript.finish() {
+        write(said);
     }
     check_transcript(&transcript);
     // What is repeated counts twice when it is read back, so there is less room.
-    if transcript.bytes < TRANSCRIPT_BYTES_MAX / 4 {
-        let [mut told, mut said] = [&filed.transcript, &transcript].map(Transcript::text);
-        let ordinals: BTreeSet<u64> = transcript.lines.iter().map(|line| line.ordinal).collect();
-        if ordinals.len() < transcript.lines.len() {
+    if transcript.bytes() < TRANSCRIPT_BYTES_MAX / 4 {
+        let [mut told, mut said] = [&past.transcript, &transcript].map(Transcript::text);
+        let utterances = transcript.utterances();
+        let ordinals: BTreeSet<u64> = utterances.iter().map(|one| one.ordinal).collect();
+        if ordinals.len() < utterances.len() {
             // Two speakers under one ordinal: who began first is not in the journal.
             [told, said] = [told, said].map(|text| {
                 let mut lines: Vec<&str> = text.lines().collect();
@@ -347,7 +357,7 @@ fn check_failure(failure: &Failure) {
 
 /// An `agent.json`. What is accepted can be offered to Ultravox.
 fn feed_agent(text: &str) {
-    static BRIDGE: LazyLock<Mutex<Bridge>> = LazyLock::new(|| Mutex::new(bridge()));
+    static CONFIG: LazyLock<Config> = LazyLock::new(full_settings);
     let agent = Agent::from_files(&|name| match name {
         "agent.json" => Ok(text.to_owned()),
         "empty.md" => Ok(String::new()),
@@ -359,18 +369,16 @@ fn feed_agent(text: &str) {
         Err(mistakes) => return assert!(!mistakes.is_empty()),
     };
     assert!(agent.stages.contains_key(&agent.first_stage));
-    let mut bridge = BRIDGE.lock().unwrap_or_else(PoisonError::into_inner);
-    bridge.agent = agent;
-    for stage in bridge.agent.stages.values() {
-        assert!(stage.tools.iter().all(|tool| bridge.agent.tools.contains_key(tool)));
-        let offered = json!(selected_tools(&bridge.config, &bridge.agent, stage));
+    for stage in agent.stages.values() {
+        assert!(stage.tools.iter().all(|tool| agent.tools.contains_key(tool)));
+        let offered = json!(selected_tools(&CONFIG, &agent, stage));
         assert_eq!(demo::tools_objection(&offered), None, "{offered}");
     }
-    check_workflow(&workflow_for(&bridge.agent).unwrap());
-    check_diagram(&bridge.agent);
-    for tool in bridge.agent.tools.values() {
+    check_workflow(&workflow_for(&agent).unwrap());
+    check_diagram(&agent);
+    for tool in agent.tools.values() {
         if let ToolAction::EnterStage { stage, .. } = &tool.action {
-            assert!(bridge.agent.stages.contains_key(stage), "it leads nowhere");
+            assert!(agent.stages.contains_key(stage), "it leads nowhere");
         }
         assert!(!tool.within.is_zero() && tool.within <= TOOL_WITHIN_MAX);
     }
@@ -381,19 +389,19 @@ fn feed_agent(text: &str) {
 fn feed_journal(data: &[u8]) {
     let scratch = tempdir().unwrap();
     let path = file_in(&scratch, "20261123T000000Z-CA1.jsonl", data);
-    let before = Filed::read(&path).unwrap();
+    let before = PastCall::read(&path).unwrap();
     check_transcript(&before.transcript);
     let said = before.transcript.text();
-    let parcel = left_behind(Filed::read(&path).unwrap(), path.clone());
-    assert_eq!(parcel.transcript.text(), said);
-    assert_eq!(parcel.unfinished, before.ended_by.is_empty());
+    let delivery = Delivery::left_behind(PastCall::read(&path).unwrap(), path.clone());
+    assert_eq!(delivery.transcript.text(), said);
+    assert_eq!(delivery.is_unfinished(), before.ended_by.is_none());
 
     let journal = Journal::at(path.clone());
-    journal.note(&json!({"event": "stage", "stage": "line\none, \u{1f44b}"}));
-    journal.note(&json!({"event": "end", "endedBy": "CallerLeft"}));
-    let after = Filed::read(&path).unwrap();
+    journal.note(&Event::Stage { stage: "line\none, \u{1f44b}".into() });
+    journal.note(&Event::End { ended_by: EndedBy::CallerLeft });
+    let after = PastCall::read(&path).unwrap();
     assert_eq!(after.stage, "line\none, \u{1f44b}", "what was there before spoils nothing");
-    assert_eq!(after.ended_by, "CallerLeft");
+    assert_eq!(after.ended_by, Some(EndedBy::CallerLeft));
     assert_eq!(after.transcript.text(), said);
     assert_eq!((after.sid, after.number, after.agents), (before.sid, before.number, before.agents));
     assert_eq!((after.delivered, after.transferred), (before.delivered, before.transferred));

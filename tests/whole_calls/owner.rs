@@ -715,8 +715,8 @@ fn two_thousand_past_calls_are_paged() -> Outcome {
 }
 
 #[test]
-fn the_readmes_command_deletes_a_caller_and_nobody_else() -> Outcome {
-    let readme = include_str!("../../README.md");
+fn the_documented_command_deletes_a_caller_and_nobody_else() -> Outcome {
+    let readme = include_str!("../../docs/operation.md");
     let command = readme.lines().find(|line| line.starts_with("grep -rlF")).ok_or("no command")?;
     let world = builder().start()?;
     let mut sids = Vec::new();

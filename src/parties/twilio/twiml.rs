@@ -10,10 +10,10 @@
 
 use std::time::Duration;
 
+use crate::records::outbox::TRANSFER_MAX;
+
 /// How long a person's phone rings when a caller is put through.
 const TRANSFER_RINGS: Duration = Duration::from_secs(25);
-/// The longest that Twilio lets a transferred call last. Then its transcript is filed.
-pub(crate) const TRANSFER_MAX: Duration = Duration::from_hours(4);
 
 /// Connects the call to our Media Stream. When the stream ends, Twilio asks `/stream-ended` what
 /// comes next; `<Hangup/>` stands behind it in case that fails. `<Parameter>` allows 500

@@ -16,19 +16,16 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use tungstenite::Bytes;
 use tungstenite::protocol::Message;
 use tungstenite::protocol::frame::coding::CloseCode;
 
-use crate::parties::ultravox::in_short;
+use crate::parties::ultravox::tool::{Invocation, ToolResult, result_in_short};
 use crate::records::tap::{Exhibit, Tap, hidden};
 use crate::records::transcript::Heard;
 use crate::toolbox::socket::{Received, Socket, SocketEnd};
 use crate::toolbox::sound::pcm_in_short;
-
-/// An invocation's id. Ultravox's are 36 characters long; a longer one counts as none.
-pub(crate) const INVOCATION_ID_BYTES_MAX: usize = 256;
 
 /// The socket to the agent, and the tap on it.
 pub(crate) struct AgentLeg {
@@ -168,96 +165,6 @@ impl FromAgent {
             other => FromAgent::Other(other.to_owned()),
         })
     }
-}
-
-#[derive(Clone)]
-pub(crate) struct Invocation {
-    pub(crate) tool: String,
-    pub(crate) id: String,
-    pub(crate) parameters: Map<String, Value>,
-}
-
-impl Invocation {
-    pub(crate) fn parse(message: &Value) -> Option<Invocation> {
-        let is_usable = |id: &&str| id.len() <= INVOCATION_ID_BYTES_MAX;
-        Some(Invocation {
-            tool: message["toolName"].as_str()?.to_owned(),
-            id: message["invocationId"].as_str().filter(is_usable)?.to_owned(),
-            parameters: message["parameters"].as_object().cloned().unwrap_or_default(),
-        })
-    }
-
-    /// A parameter as text, blank ones as none.
-    pub(crate) fn text(&self, name: &str) -> Option<String> {
-        match self.parameters.get(name)? {
-            Value::Null => None,
-            Value::String(text) if text.trim().is_empty() => None,
-            Value::String(text) => Some(text.trim().to_owned()),
-            other => Some(other.to_string()),
-        }
-    }
-}
-
-/// What the agent is told. On the wire, with camelCase keys:
-///
-/// ```text
-/// {"type":"client_tool_result","invocationId":"i1","result":"Booked.",
-///  "responseType":"tool-response"}
-/// {"type":"client_tool_result","invocationId":"i2","result":"{\"systemPrompt\":…}",
-///  "responseType":"new-stage"}
-/// {"type":"client_tool_result","invocationId":"i3","errorType":"undefined","errorMessage":"…"}
-/// ```
-pub(crate) enum ToolResult {
-    Say(String),
-    NewStage(Value),
-    HangUp,
-    NoSuchTool,
-    Failed(String),
-}
-
-impl ToolResult {
-    /// What the model reads, for the journal.
-    pub(crate) fn text(&self) -> &str {
-        match self {
-            ToolResult::Say(text) | ToolResult::Failed(text) => text,
-            ToolResult::NewStage(stage) => stage["toolResultText"].as_str().unwrap_or_default(),
-            ToolResult::HangUp => "The call ends now.",
-            ToolResult::NoSuchTool => "There is no such tool here.",
-        }
-    }
-
-    fn message(&self, invocation: &Invocation) -> Value {
-        let mut message = json!({"type": "client_tool_result", "invocationId": invocation.id});
-        let fields = match self {
-            ToolResult::Say(text) => json!({"result": text, "responseType": "tool-response"}),
-            ToolResult::NewStage(stage) => {
-                json!({"result": stage.to_string(), "responseType": "new-stage"})
-            }
-            ToolResult::HangUp => json!({"result": self.text(), "responseType": "hang-up"}),
-            ToolResult::NoSuchTool => {
-                let why = format!("there is no tool {} here", invocation.tool);
-                json!({"errorType": "undefined", "errorMessage": why})
-            }
-            ToolResult::Failed(why) => {
-                json!({"errorType": "implementation-error", "errorMessage": why})
-            }
-        };
-        if let (Value::Object(message), Value::Object(fields)) = (&mut message, fields) {
-            message.extend(fields);
-        }
-        message
-    }
-}
-
-/// A stage that is entered is as long as one that a call begins with.
-fn result_in_short(mut message: Value) -> String {
-    if message["responseType"] == "new-stage"
-        && let Some(result) = message.pointer_mut("/result")
-    {
-        let stage = serde_json::from_str(result.as_str().unwrap_or_default());
-        *result = json!(in_short(stage.unwrap_or_default()).to_string());
-    }
-    message.to_string()
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@
 
 pub(crate) mod body;
 pub(crate) mod leg;
+pub(crate) mod tool;
 
 use std::sync::{Arc, mpsc};
 use std::thread;

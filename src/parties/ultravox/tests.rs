@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::parties::ultravox::body::selected_tools;
 use crate::parties::ultravox::{host_only, read_agent_call, refusal};
-use crate::testing::bridge;
+use crate::testing::{full_agent, full_settings};
 
 #[test]
 fn a_refusal_of_ultravox_says_what_to_do() {
@@ -51,8 +51,8 @@ fn a_created_call_has_an_id_and_an_address_to_join() {
 
 #[test]
 fn the_agent_is_offered_a_stages_tools_in_ultravox_words() {
-    let bridge = bridge();
-    let tools = selected_tools(&bridge.config, &bridge.agent, &bridge.agent.stages["main_convo"]);
+    let (config, agent) = (full_settings(), full_agent());
+    let tools = selected_tools(&config, &agent, &agent.stages["main_convo"]);
     let corpus = tools.iter().find(|tool| tool["toolName"] == "queryCorpus").unwrap();
     assert_eq!(corpus["nameOverride"], "queryCorpus");
     assert_eq!(corpus["parameterOverrides"], json!({"corpus_id": "corpus-1", "max_results": 5}));

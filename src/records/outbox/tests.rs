@@ -4,14 +4,12 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::sync::atomic::Ordering;
 
 use serde_json::json;
 use tempfile::tempdir;
 
-use crate::Bridge;
-use crate::records::outbox::tidy_journals;
-use crate::records::past::{journals, sid_of};
+use crate::records::journal::{journals, sid_of};
+use crate::records::outbox::Outbox;
 use crate::testing::{file_in, settings};
 
 #[test]
@@ -24,7 +22,7 @@ fn journals_are_removed_while_the_process_runs() {
         ("KEEP_DAYS", "2"),
         ("N8N_WEBHOOK_URL", "https://n8n.example/webhook/call"),
     ]);
-    let bridge = Bridge::new(config.ok().unwrap()).ok().unwrap();
+    let outbox = Outbox::new(&config.ok().unwrap());
     fs::create_dir_all(scratch.path().join("calls")).unwrap();
     for (sid, hours, last) in [
         ("CAold", 49, "delivered"),
@@ -42,12 +40,12 @@ fn journals_are_removed_while_the_process_runs() {
         );
     }
     let mut waiting = Vec::new();
-    tidy_journals(&bridge, |filed, _| waiting.push(filed.sid));
+    outbox.tidy(|past, _| waiting.push(past.sid));
     let left: Vec<PathBuf> = journals(scratch.path());
     assert_eq!(
         left.iter().map(|path| sid_of(path)).collect::<Vec<_>>(),
         ["CAlate", "CAyoung", "CAnew"]
     );
     assert_eq!(waiting, ["CAnew"]);
-    assert_eq!(bridge.outbox.given_up.load(Ordering::Relaxed), 1);
+    assert_eq!(outbox.given_up(), 1);
 }

@@ -4,7 +4,9 @@
 
 use serde_json::json;
 
-use crate::records::transcript::{Heard, LINE_BROKE, Transcript};
+use crate::records::event::Event;
+use crate::records::transcript::{Heard, Transcript};
+use crate::{LINE_BROKE, NOBODY_ANSWERED};
 
 /// One transcript message: role, ordinal, text, delta, final.
 type Said = (&'static str, u64, Option<&'static str>, Option<&'static str>, bool);
@@ -162,6 +164,7 @@ fn an_agent_that_takes_over_counts_its_ordinals_anew() {
     transcript.hear(1, &message(&("agent", 0, Some("Hello."), None, true)));
     transcript.hear(1, &message(&("user", 1, Some("I want"), None, true)));
     transcript.hear(2, &message(&("user", 0, Some(LINE_BROKE), None, true)));
+    transcript.hear(3, &message(&("user", 0, Some(NOBODY_ANSWERED), None, true)));
     transcript.hear(2, &message(&("agent", 1, None, Some("We are"), false)));
     transcript.hear(2, &message(&("agent", 1, Some("We are back."), None, true)));
     // A last word of the first agent that was on its way.
@@ -195,7 +198,8 @@ fn only_a_finished_utterance_is_noted() {
     let delta = json!({"role": "agent", "ordinal": 2, "text": null, "delta": "Hi"});
     assert!(transcript.hear(1, &Heard::parse(&delta).unwrap()).is_none());
     let last = json!({"role": "agent", "ordinal": 2, "delta": "!", "final": true});
-    let event = transcript.hear(1, &Heard::parse(&last).unwrap()).unwrap().event();
+    let said = transcript.hear(1, &Heard::parse(&last).unwrap()).unwrap().clone();
+    let event = json!(Event::Said(said));
     assert_eq!(
         event,
         json!({"event": "said", "agent": 1, "ordinal": 2, "speaker": "Agent", "text": "Hi!"})

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use super::series::{FRAME_BOUNDS_US, Histogram, WAIT_BOUNDS_US, sample};
 use super::{ALL, ENDS, Family, REASONS, exposition};
-use crate::records::journal::HangUp;
+use crate::records::ended_by::EndedBy;
 
 #[test]
 fn every_way_a_call_can_end_is_in_the_metrics() {
-    assert_eq!(HangUp::ALL.map(|how| format!("{how:?}")), ENDS);
+    assert_eq!(EndedBy::ALL.map(|how| format!("{how:?}")), ENDS);
 }
 
 #[test]

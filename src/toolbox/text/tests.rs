@@ -1,9 +1,7 @@
 //! Tables of cases for the small functions on text.
 
 use crate::records::tap::hidden;
-use crate::toolbox::text::{
-    cut, fill, find, hex, is_e164, listed, placeholders, shorten, shorten_number,
-};
+use crate::toolbox::text::{cut, fill, find, hex, is_e164, placeholders, shorten, shorten_number};
 
 #[test]
 fn a_phone_number_is_a_plus_and_7_to_15_digits() {
@@ -92,8 +90,6 @@ fn small_texts_are_as_they_should_be() {
     assert_eq!(hex(&[0x00, 0x0F, 0xA0, 0xFF]), "000fa0ff");
     assert_eq!(find(b"one\r\n\r\ntwo", b"\r\n\r\n"), Some(3));
     assert_eq!((find(b"", b"\r\n"), find(b"\r", b"\r\n")), (None, None));
-    assert_eq!(listed(&["email"], "is", "are"), "email is");
-    assert_eq!(listed(&["email", "name"], "is", "are"), "email, name are");
 }
 
 #[test]

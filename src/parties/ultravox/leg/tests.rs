@@ -2,11 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
-use serde_json::{Map, Value, json};
-
 use crate::parties::ultravox::leg::FromAgent;
 use crate::records::transcript::Speaker;
-use crate::testing::{invocation, messages_in_doc};
+use crate::testing::messages_in_doc;
 
 #[test]
 fn the_agents_messages_shown_in_the_text_are_understood() {
@@ -66,28 +64,5 @@ fn what_is_new_from_the_agent_is_skipped_and_what_is_wrong_is_told() {
     for (text, wanted) in wrong {
         let why = FromAgent::parse(text).err().unwrap();
         assert!(why.starts_with(wanted), "{text}: {why}");
-    }
-}
-
-#[test]
-fn a_parameter_is_a_text_or_nothing() {
-    let parameters = json!({
-        "name": " Ada ", "blank": " \n", "none": null, "count": 3, "yes": true, "list": ["a"],
-    });
-    let found = invocation("x", &parameters);
-    let cases = [
-        ("name", Some("Ada")),
-        ("blank", None),
-        ("none", None),
-        ("absent", None),
-        ("count", Some("3")),
-        ("yes", Some("true")),
-        ("list", Some("[\"a\"]")),
-    ];
-    for (name, wanted) in cases {
-        assert_eq!(found.text(name).as_deref(), wanted, "{name}");
-    }
-    for odd in [Value::Null, json!("a text"), json!([1])] {
-        assert_eq!(invocation("x", &odd).parameters, Map::new(), "{odd}");
     }
 }

@@ -1,0 +1,67 @@
+//! The verb `callbridge outbox`: what n8n has not taken, and why.
+//!
+//! It reads the journals in `DATA_DIR`, beside a server that may be running, and lists those whose
+//! transcript is still to be delivered. With `--retry` each is offered to n8n once more, however
+//! old it is, and its journal says what came of it, so that the server leaves it alone. A call that
+//! may still go on is none of its business.
+
+use std::sync::Arc;
+
+use crate::offer;
+use crate::parties::n8n::N8n;
+use crate::records::event::Event;
+use crate::records::journal::journals;
+use crate::records::outbox::{Delivery, TRANSFER_MAX};
+use crate::records::past::PastCall;
+use crate::setup::settings::Config;
+use crate::toolbox::failure::{Stop, needs_attention};
+use crate::toolbox::http::{Http, trusted_roots};
+use crate::toolbox::log::{complain, say};
+use crate::toolbox::text::shorten_number;
+
+/// `callbridge outbox [--retry]`: what n8n has not taken, and why; and one more try now.
+pub(crate) fn run(retry: bool) -> Result<(), Stop> {
+    let config = Config::load().map_err(|complaints| needs_attention("setting", &complaints))?;
+    let roots = trusted_roots(config.ssl_cert_file.as_deref())
+        .map_err(|complaint| needs_attention("setting", &[complaint]))?;
+    let config = Arc::new(config);
+    let n8n = N8n::new(Http::new(&roots), Arc::clone(&config));
+    let mut waiting = 0;
+    for path in journals(&config.data_dir) {
+        let Ok(past) = PastCall::read(&path) else {
+            complain(&format!("{}: cannot be read", path.display()));
+            continue;
+        };
+        let lines = past.transcript.count();
+        // No call and no transfer lasts longer: without an end, its process has died.
+        let goes_on = past.ended_by.is_none() && past.quiet_for <= TRANSFER_MAX;
+        if past.delivered || goes_on || lines == 0 {
+            continue;
+        }
+        let hours = past.quiet_for.as_secs() / 3_600;
+        let number = shorten_number(&past.number);
+        let why = if past.trouble.is_empty() { "not tried yet" } else { &past.trouble };
+        let about = format!("{} {number}, {lines} lines, {hours} h old: {why}", past.sid);
+        let delivery = Delivery::left_behind(past, path);
+        match retry.then(|| offer(&n8n, &config, &delivery)) {
+            Some(Ok(())) => {
+                delivery.note(&Event::Delivered);
+                say(&format!("{about}\n  delivered now\n"));
+            }
+            Some(Err(failure)) => {
+                waiting += 1;
+                delivery.note(&Event::Undelivered { why: failure.to_string() });
+                say(&format!("{about}\n  tried now: {failure}\n"));
+            }
+            None => {
+                waiting += 1;
+                say(&format!("{about}\n"));
+            }
+        }
+    }
+    say(&format!("{waiting} transcripts wait for n8n\n"));
+    match (retry, waiting) {
+        (true, 1..) => Err(Stop::Failed("callbridge: n8n has not taken them all".into())),
+        _ => Ok(()),
+    }
+}
