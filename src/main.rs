@@ -160,6 +160,7 @@ mod toolbox;
 
 mod around;
 mod check;
+#[cfg(any(feature = "demo", test))]
 mod demo;
 mod diagram;
 mod door;
@@ -185,7 +186,11 @@ mod workflow;
 // Fails:    at start-up only, with all complaints at once and exit status 2.
 // Not here: anything about a particular call.
 
-const USAGE: &str = include_str!("usage.txt");
+const USAGE: &str = if cfg!(feature = "demo") {
+    concat!(include_str!("usage.txt"), include_str!("demo/usage.txt"))
+} else {
+    include_str!("usage.txt")
+};
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -198,9 +203,14 @@ fn main() -> ExitCode {
         ["workflow"] => workflow::run(),
         ["diagram"] => diagram::run(diagram::Form::Mermaid),
         ["diagram", "--plain"] => diagram::run(diagram::Form::Plain),
+        #[cfg(feature = "demo")]
         ["demo", ..] => demo::run(&arguments[1..]).map_err(|flop| {
             if flop.misused { Stop::Misused(flop.text) } else { Stop::Failed(flop.text) }
         }),
+        #[cfg(not(feature = "demo"))]
+        ["demo", ..] => Err(Stop::Misused(
+            "callbridge: this program was built without the demo (cargo feature `demo`)".into(),
+        )),
         ["--help" | "-h" | "help"] | ["outbox" | "workflow" | "diagram", "--help" | "-h"] => {
             say(USAGE);
             Ok(())

@@ -2,7 +2,9 @@
 //! and that the server loses nothing and leaves nothing behind. Few calls, few seconds, and not a
 //! word about how long anything took: that depends on the machine.
 
-#[path = "../src/demo.rs"]
+#![cfg(feature = "demo")]
+
+#[path = "../src/demo/mod.rs"]
 mod demo;
 
 use std::error::Error;
@@ -10,7 +12,8 @@ use std::process::{Command, Output};
 
 use serde_json::Value;
 
-use demo::bench::{Fault, Figures, Plan, measure};
+use demo::bench::figures::Figures;
+use demo::bench::{Fault, Plan, measure};
 
 type Outcome = Result<(), Box<dyn Error + Send + Sync>>;
 

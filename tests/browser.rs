@@ -1,5 +1,5 @@
 //! The live page and its phone, in a real browser: headless Chromium, driven over its `DevTools`
-//! protocol, against the real server with the pretend world of `src/demo.rs` around it. What is
+//! protocol, against the real server with the pretend world of `src/demo/` around it. What is
 //! asserted is what a person at the page sees and hears.
 //!
 //! Without a Chromium these tests say that they are skipped. `CHROMIUM=path` names one, and
@@ -8,7 +8,7 @@
 
 #![expect(clippy::print_stdout, reason = "a skipped test says so, and figures are for people")]
 
-#[path = "../src/demo.rs"]
+#[path = "../src/demo/mod.rs"]
 mod demo;
 
 use std::error::Error;

@@ -2,7 +2,7 @@
 //! is otherwise right. Each must be named with its own cause and its own cure, and nobody else may
 //! be blamed for it.
 
-#[path = "../src/demo.rs"]
+#[path = "../src/demo/mod.rs"]
 mod demo;
 
 use std::env;

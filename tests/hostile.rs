@@ -12,7 +12,7 @@
 //! Every test writes a table of what its attacks have cost to stderr, past the harness's capture:
 //! `cargo test --test hostile` shows it without further words.
 
-#[path = "../src/demo.rs"]
+#[path = "../src/demo/mod.rs"]
 mod demo;
 
 use std::collections::BTreeMap;

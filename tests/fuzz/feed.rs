@@ -176,7 +176,7 @@ fn feed_value(value: &str) {
         c => !c.is_control(),
     };
     let wanted: String = value.chars().filter(plain).collect();
-    let said = demo::Twiml::read(&response(&format!("<Say>{escaped}</Say>"))).unwrap();
+    let said = demo::twiml::Twiml::read(&response(&format!("<Say>{escaped}</Say>"))).unwrap();
     assert_eq!(said.said, [wanted.trim()], "Twilio reads what was meant");
 
     let shown = presentable(value);
@@ -372,7 +372,7 @@ fn feed_agent(text: &str) {
     for stage in agent.stages.values() {
         assert!(stage.tools.iter().all(|tool| agent.tools.contains_key(tool)));
         let offered = json!(selected_tools(&CONFIG, &agent, stage));
-        assert_eq!(demo::tools_objection(&offered), None, "{offered}");
+        assert_eq!(demo::objections::tools_objection(&offered), None, "{offered}");
     }
     check_workflow(&workflow_for(&agent).unwrap());
     check_diagram(&agent);

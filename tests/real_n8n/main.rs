@@ -1,6 +1,6 @@
 //! Whole calls with a real n8n as the bridge's counterpart: the workflow that `callbridge workflow`
 //! prints, loaded into the n8n that people install, between the pretend Twilio and Ultravox of
-//! `src/demo.rs`. What it shows that the pretend n8n cannot: that the workflow does what it says,
+//! `src/demo/`. What it shows that the pretend n8n cannot: that the workflow does what it says,
 //! and that the log names what n8n really does when something is wrong with it.
 //!
 //! Not a part of plain `cargo test`, because n8n takes some minutes and 2.4 GB to install, once:
@@ -12,7 +12,7 @@
 //! It needs Node 20.19 to 24 with npm, and a Unix. `CALLBRIDGE_N8N_DIR` is where n8n is kept, by
 //! default `target/tmp`.
 
-#[path = "../../src/demo.rs"]
+#[path = "../../src/demo/mod.rs"]
 mod demo;
 mod n8n;
 

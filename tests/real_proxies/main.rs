@@ -13,7 +13,7 @@
 //! other programs than those in the path. They run on loopback as children of the test, with
 //! settings of their own; the services of these names stay as they are.
 
-#[path = "../../src/demo.rs"]
+#[path = "../../src/demo/mod.rs"]
 mod demo;
 mod proxies;
 

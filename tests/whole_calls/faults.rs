@@ -1,6 +1,6 @@
 //! Calls that outlive faults, and transcripts that nothing loses: lines that break, a process that
 //! is killed, asked to stop, or has no disk; n8n that is down; money limits; outgoing calls and
-//! transfers. The real program as a child process, the pretend world of `src/demo.rs` around it,
+//! transfers. The real program as a child process, the pretend world of `src/demo/` around it,
 //! faults injected through real sockets, files and signals.
 //!
 //! The last section is a harness that kills the bridge at random moments and counts what n8n never

@@ -1,8 +1,8 @@
 //! Whole calls through the real program: the bridge as a child process, the pretend world of
-//! `src/demo.rs` around it, loopback sockets between them. One test program, so that what one
+//! `src/demo/` around it, loopback sockets between them. One test program, so that what one
 //! call waits for overlaps with what the others do.
 
-#[path = "../../src/demo.rs"]
+#[path = "../../src/demo/mod.rs"]
 mod demo;
 mod door;
 mod faults;

@@ -1,0 +1,99 @@
+//! What only the tests ask of [`Ultravox`]: to refuse, to be slow, to be silent, to count.
+//!
+//! The shipped program does not contain this file.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use crate::demo::PATIENCE;
+use crate::demo::agent_call::AgentCall;
+use crate::demo::http::Reply;
+use crate::demo::trouble::Trouble;
+use crate::demo::ultravox::{Calls, Ultravox};
+
+impl Ultravox {
+    /// All calls created so far, in order.
+    pub fn created(&self) -> Vec<AgentCall> {
+        self.shared.board.look(|calls| calls.created.clone())
+    }
+
+    /// How many requests for a call have come, refused ones included.
+    pub fn requests(&self) -> usize {
+        self.shared.board.look(|calls| calls.requests)
+    }
+
+    /// Waits until so many requests for a call have come.
+    #[track_caller]
+    pub fn wait_requests(&self, count: usize) -> Result<(), Trouble> {
+        let come = |calls: &mut Calls| (calls.requests >= count).then_some(());
+        match self.shared.board.wait(PATIENCE, come) {
+            Some(()) => Ok(()),
+            None => Err(self.log.trouble(format!("Ultravox was not asked {count} times"))),
+        }
+    }
+
+    /// Answers the next so many requests for a call with this instead.
+    pub fn refuse_next(&self, count: usize, reply: &Reply) {
+        let refusals = std::iter::repeat_n(reply.clone(), count);
+        self.shared.board.change(|calls| calls.refusals.extend(refusals));
+    }
+
+    /// Answers every request with this, until [`Ultravox::accept_again`].
+    pub fn refuse_always(&self, reply: &Reply) {
+        self.shared.board.change(|calls| calls.refuse_always = Some(reply.clone()));
+    }
+
+    /// Takes the next request and never answers it.
+    pub fn hang_next(&self) {
+        self.refuse_next(1, &Reply::Hang);
+    }
+
+    /// Ends all refusing.
+    pub fn accept_again(&self) {
+        self.shared.board.change(|calls| {
+            calls.refuse_always = None;
+            calls.refusals.clear();
+        });
+    }
+
+    /// Creates calls only after this long.
+    pub fn take_time(&self, slow: Duration) {
+        self.shared.board.change(|calls| calls.slow = slow);
+    }
+
+    /// When true, a join is not followed by `call_started` and `state`; the
+    /// test sends them (or not) with [`AgentCall::send`].
+    pub fn silent_on_join(&self, silent: bool) {
+        self.shared.board.change(|calls| calls.silent_on_join = silent);
+    }
+
+    /// Whether agents answer the bridge's `ping`, as the real one does. At
+    /// first they do not: an agent of which a test says nothing is silent.
+    pub fn answer_pings(&self, answer: bool) {
+        self.shared.pongs.store(answer, Ordering::Release);
+    }
+
+    /// From now on this is the answer about the account.
+    pub fn set_account(&self, reply: Reply) {
+        self.set_answer("/api/accounts/me", reply);
+    }
+
+    /// Waits until somebody has asked about the account so often.
+    #[track_caller]
+    pub fn wait_account_asked(&self, count: usize) -> Result<(), Trouble> {
+        let asked =
+            self.shared.board.wait(PATIENCE, |calls| (calls.account_asked >= count).then_some(()));
+        asked.ok_or_else(|| self.log.trouble("nobody has asked about the account"))
+    }
+
+    /// From now on this is the answer to a GET of that path, such as
+    /// `/api/accounts/me`. Of lists, whatever the query.
+    pub fn set_answer(&self, path: &str, reply: Reply) {
+        self.shared.board.change(|calls| calls.told.insert(path.to_owned(), reply));
+    }
+
+    /// Joins that were refused: unknown, or for the second time.
+    pub fn refused_joins(&self) -> usize {
+        self.shared.board.look(|calls| calls.refused_joins)
+    }
+}
