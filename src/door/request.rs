@@ -69,7 +69,10 @@ fn request_line(line: &str) -> Result<String, Refusal> {
     else {
         return Err(Refusal::Unclear("the request line is not three words"));
     };
-    if !is_token(method) || !target.bytes().all(|byte| byte.is_ascii_graphic()) {
+    if !is_token(method)
+        || !target.bytes().all(|byte| byte.is_ascii_graphic())
+        || !["HTTP/1.1", "HTTP/1.0"].contains(&version)
+    {
         return Err(Refusal::Unclear("the request line is not plain text"));
     }
     let target = match target.split_once("://") {

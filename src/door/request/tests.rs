@@ -13,10 +13,10 @@ fn a_head_goes_on_with_what_is_needed_and_nothing_else() {
     let cases = [
         ("GET / HTTP/1.1\r\n\r\n", "GET / HTTP/1.1\r\nConnection: close\r\n\r\n"),
         (
-            "POST /incoming-call HTTP/1.0\r\nX: \u{e9}\r\nhost:h\r\nUpgrade: h2c\r\nConnection: \
-             keep-alive, Upgrade\r\nContent-length:\t4 \r\n\r\na=\u{e9}\r\n\r\n",
-            "POST /incoming-call HTTP/1.0\r\nConnection: close\r\nHost: h\r\nContent-Length: 4\r\n\r\n\
-             a=\u{e9}\r\n\r\n",
+            "POST /incoming-call HTTP/1.0\r\nX: \u{e9}\r\nhost:h\r\nUpgrade: h2c\r\n\
+             Connection: keep-alive, Upgrade\r\nContent-length:\t4 \r\n\r\na=\u{e9}\r\n\r\n",
+            "POST /incoming-call HTTP/1.0\r\nConnection: close\r\nHost: h\r\n\
+             Content-Length: 4\r\n\r\na=\u{e9}\r\n\r\n",
         ),
         (
             "GET HTTP://user@x:80/media-stream?a HTTP/1.1\r\nupgrade: h2c, WebSocket\r\n\
@@ -52,6 +52,8 @@ fn what_two_readers_could_understand_differently_is_refused() {
         ("G\"T / HTTP/1.1\r\n", lines),
         ("GET /\u{e9} HTTP/1.1\r\n", lines),
         ("GET /\nX: HTTP/1.1\r\n", lines),
+        ("GET / HTTP/1.1\rX: \u{e9}\r\n", lines),
+        ("GET / HTTP/1.1\rX:y\r\n", lines),
         ("GET / HTTP/1.1\r\nno header\r\n", no_header),
         ("GET / HTTP/1.1\r\n: x\r\n", no_header),
         ("GET / HTTP/1.1\r\nHost : x\r\n", no_header),
