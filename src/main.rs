@@ -65,7 +65,7 @@
 //! parties/      twilio, ultravox, n8n
 //! records/      event, ended_by, journal, past, outbox, tap, transcript
 //! setup/        settings, values, agent, agent_files
-//! door/         head, inner, reply, health
+//! door/         head, request, inner, reply, health
 //! toolbox/      socket, dial, sound, http, log, metrics, failure, text, random, threads, time
 //! ```
 //!

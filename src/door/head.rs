@@ -34,6 +34,8 @@ pub(crate) enum Refusal {
     TooMuch,
     Tls,
     NotHttp,
+    /// Its readers could understand it in different ways.
+    Unclear(&'static str),
 }
 
 impl Refusal {
@@ -58,6 +60,7 @@ impl Refusal {
                 ("tls", "400 Bad Request", "TLS on the plain port: put Caddy or a tunnel in front")
             }
             Refusal::NotHttp => ("not_http", "400 Bad Request", "this is not HTTP/1.1"),
+            Refusal::Unclear(why) => ("not_http", "400 Bad Request", *why),
         };
         refused(reason);
         log!(Warn, "a connection was closed: {why}");
@@ -91,6 +94,8 @@ pub(crate) fn read_head(mut socket: &TcpStream) -> Result<Vec<u8>, Refusal> {
     let mut chunk = [0; READ_BYTES];
     // Looked through once, also when it comes byte by byte.
     let mut seen = 0;
+    // An empty line before the request is no part of it (RFC 9112, 2.2).
+    let mut may_be_empty = true;
     while find(&head[seen..], b"\r\n\r\n").is_none() {
         seen = head.len().saturating_sub(3);
         if head.len() > HEAD_BYTES_MAX {
@@ -107,8 +112,13 @@ pub(crate) fn read_head(mut socket: &TcpStream) -> Result<Vec<u8>, Refusal> {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(_) => return Err(Refusal::Left),
         }
+        if may_be_empty && head.starts_with(b"\r\n") {
+            head.drain(..2);
+            may_be_empty = false;
+        }
         match head.first() {
             Some(0x16) => return Err(Refusal::Tls),
+            Some(b'\r') if may_be_empty && head.len() == 1 => {}
             Some(first) if !first.is_ascii_uppercase() => return Err(Refusal::NotHttp),
             _ => {}
         }

@@ -5,7 +5,7 @@
 //! that it does not have itself. It may stop for good when threads or file descriptors run out;
 //! then another one takes its place. What is in a request is none of this file's business.
 
-use std::io::{self, BufRead as _, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpStream};
 use std::sync::Arc;
 use std::thread;
@@ -27,8 +27,7 @@ const HTTP_PAUSE: Duration = Duration::from_millis(500);
 
 const _: () = assert!(2 * HTTP_PAUSE.as_millis() < WRITE_WITHIN.as_millis());
 
-/// Carries one request to `tiny_http` and its answer back. `Connection: close`, put in as the
-/// first header, keeps the next request from hiding behind this one.
+/// Carries one request to `tiny_http` and its answer back.
 pub(super) fn pass_to_http(door: &Door, visitor: &Arc<Visitor>, head: &[u8]) -> io::Result<()> {
     let socket = &visitor.socket;
     let inner = Arc::new(connect_to_http(door)?);
@@ -37,12 +36,7 @@ pub(super) fn pass_to_http(door: &Door, visitor: &Arc<Visitor>, head: &[u8]) -> 
         side.set_read_timeout(Some(REQUEST_WITHIN))?;
         side.set_write_timeout(Some(WRITE_WITHIN))?;
     }
-    let line_end = find(head, b"\r\n").unwrap_or_default() + 2;
-    let mut request = Vec::with_capacity(head.len() + 32);
-    request.extend_from_slice(&head[..line_end]);
-    request.extend_from_slice(b"Connection: close\r\n");
-    request.extend_from_slice(&head[line_end..]);
-    (&*inner).write_all(&request)?;
+    (&*inner).write_all(head)?;
 
     let head_end = find(head, b"\r\n\r\n").map_or(head.len(), |end| end + 4);
     let to_come = announced_body(head).map(|bytes| bytes.saturating_sub(head.len() - head_end));
@@ -66,31 +60,44 @@ pub(super) fn pass_to_http(door: &Door, visitor: &Arc<Visitor>, head: &[u8]) -> 
 /// The connection is closed after this answer, so the answer says so (RFC 9112, 9.6): a proxy that
 /// is not told sends its next request into the closing connection. `tiny_http` drops such a header
 /// of ours, so it is put in here, behind the status line. Not behind that of an interim answer,
-/// which more follows.
+/// which more follows. An answer without a body (1xx, 204) has no length of one (RFC 9110, 8.6),
+/// but `tiny_http` gives it one.
 fn pass_answer(from: &TcpStream, mut to: &TcpStream) -> io::Result<()> {
-    // The limit is for what comes before the answer's own headers.
+    // The limit is for what comes before the answer's own headers, and for a head without a body.
     let mut answer = BufReader::with_capacity(READ_BYTES, from).take(HEAD_BYTES_MAX as u64);
     let mut head = Vec::new();
     loop {
-        answer.read_until(b'\n', &mut head)?;
-        if !head.ends_with(b"\n") {
-            return Err(io::Error::other("it was not understood"));
-        }
+        read_line(&mut answer, &mut head)?;
         let status = head.split(|&byte| byte == b' ').nth(1).unwrap_or_default();
-        if !status.starts_with(b"1") {
+        let is_interim = status.starts_with(b"1");
+        let has_body = !is_interim && status != b"204";
+        if !is_interim {
+            head.extend_from_slice(b"Connection: close\r\n");
+        }
+        while !has_body && !head.ends_with(b"\r\n\r\n") {
+            let line = head.len();
+            read_line(&mut answer, &mut head)?;
+            if head[line..].to_ascii_lowercase().starts_with(b"content-length:") {
+                head.truncate(line);
+            }
+        }
+        if !is_interim {
             break;
         }
-        while !head.ends_with(b"\r\n\r\n") && answer.read_until(b'\n', &mut head)? > 0 {}
         to.write_all(&head)?;
         head.clear();
     }
-    head.extend_from_slice(b"Connection: close\r\n");
     // With what is here already, which is mostly all of it, in one write.
     let mut answer = answer.into_inner();
     head.extend_from_slice(answer.buffer());
     answer.consume(answer.buffer().len());
     to.write_all(&head)?;
     io::copy(&mut answer, &mut to).map(drop)
+}
+
+fn read_line(answer: &mut impl BufRead, head: &mut Vec<u8>) -> io::Result<()> {
+    answer.read_until(b'\n', head)?;
+    if head.ends_with(b"\n") { Ok(()) } else { Err(io::Error::other("it was not understood")) }
 }
 
 /// Waits for a file descriptor, and for `tiny_http` while it is being started again.

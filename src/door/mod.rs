@@ -19,6 +19,7 @@ pub(crate) mod health;
 mod inner;
 mod lobby;
 pub(crate) mod reply;
+pub(crate) mod request;
 
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
@@ -29,6 +30,7 @@ use crate::door::head::{read_head, wants_media_stream};
 use crate::door::inner::{pass_to_http, start_http};
 use crate::door::lobby::Lobby;
 use crate::door::reply::Reply;
+use crate::door::request::passed_on;
 use crate::toolbox::log::log;
 use crate::toolbox::socket::WRITE_WITHIN;
 use crate::toolbox::threads::{spawn, spawn_for_call};
@@ -99,7 +101,7 @@ fn admit(door: &'static Door, socket: TcpStream) -> io::Result<()> {
     let visitor = Arc::new(door.lobby.enter(&socket)?);
     // It becomes thread T if a media stream is wanted.
     spawn_for_call("front door".into(), move || {
-        let head = match read_head(&socket) {
+        let head = match read_head(&socket).and_then(|head| passed_on(&head)) {
             Ok(head) => head,
             Err(refusal) => return refusal.tell(&socket),
         };

@@ -24,6 +24,7 @@ use crate::demo;
 use crate::door::head::{
     ANNOUNCED_BYTES_MAX, HEAD_BYTES_MAX, announced_body, find, read_head, wants_media_stream,
 };
+use crate::door::request::passed_on;
 use crate::parties::n8n::reply::{N8nReply, n8n_refusal, understand_reply};
 use crate::parties::twilio::messages::FromTwilio;
 use crate::parties::twilio::twiml::{response, xml_escape};
@@ -90,10 +91,12 @@ fn feed_head(data: &[u8]) {
         let count = (&*line.0).read(&mut chunk).unwrap();
         rest.extend_from_slice(&chunk[..count]);
     }
-    let announced = announced_to_tiny_http(&sent);
     let Ok(head) = read else {
         return;
     };
+    // An empty line before the request is no part of it.
+    let sent = sent.strip_prefix(b"\r\n").unwrap_or(&sent);
+    let announced = announced_to_tiny_http(sent);
     assert_eq!(head.len() + rest.len(), sent.len() + END.len(), "nothing was lost");
     assert!(sent.starts_with(&head) && find(&head, b"\r\n\r\n").is_some());
     assert!(head[0].is_ascii_uppercase());
@@ -101,6 +104,16 @@ fn feed_head(data: &[u8]) {
     if let (Some(ours), Some(theirs)) = (announced_body(&head), announced) {
         assert!(ours >= theirs, "tiny_http waits for more than we do");
     }
+    let Ok(head) = passed_on(&head) else {
+        return;
+    };
+    let announced = announced_to_tiny_http(&head);
+    let end = find(&head, b"\r\n\r\n").unwrap();
+    assert!(head[..end].is_ascii(), "tiny_http says nothing to it");
+    assert!(!head[..end].contains(&0) && find(&head[..end], b"\r\n ").is_none());
+    assert_eq!(announced_body(&head).is_none(), find(&head[..end], b"\r\nTransfer-").is_some());
+    assert!(announced.is_none_or(|bytes| Some(bytes) == announced_body(&head)), "one length");
+    assert_eq!(passed_on(&head).unwrap(), head, "it is as it is to be");
     if wants_media_stream(&head) {
         assert!(head.starts_with(b"GET /media-stream"));
         if let Ok(Some((length, request))) = ws_server::Request::try_parse(&head) {

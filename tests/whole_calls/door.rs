@@ -169,3 +169,221 @@ fn only_the_answer_itself_ends_the_connection() -> Outcome {
     assert!(body.trim_end().ends_with("</Response>"), "{answer}");
     Ok(())
 }
+
+// ============================================================================
+// What goes on behind the door
+// ============================================================================
+
+/// All that comes back, from a line that the other side closes.
+fn says(world: &World, request: &[u8]) -> io::Result<String> {
+    let mut line = connect(world.bridge.address())?;
+    // It may be refused, and closed, before all of it is sent.
+    drop(line.get_mut().write_all(request));
+    let mut answer = Vec::new();
+    // A reset behind the answer is an end as well.
+    drop(line.read_to_end(&mut answer));
+    Ok(String::from_utf8_lossy(&answer).into_owned())
+}
+
+fn status(answer: &str) -> &str {
+    answer.split(' ').nth(1).unwrap_or_default()
+}
+
+fn upgrade(extra: &str) -> Vec<u8> {
+    let head = format!(
+        "GET /media-stream HTTP/1.1\r\nHost: bridge.example\r\nSec-WebSocket-Version: 13\r\n\
+         Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{extra}\r\n"
+    );
+    head.into_bytes()
+}
+
+/// The status of the answer, without waiting for the end of the stream that may follow.
+fn upgraded(world: &World, extra: &str) -> io::Result<String> {
+    let mut line = connect(world.bridge.address())?;
+    line.get_mut().write_all(&upgrade(extra))?;
+    Ok(status(&read_head(&mut line)?).to_owned())
+}
+
+/// Cloudflare adds the caller's city, in whatever letters it has.
+#[test]
+fn a_header_that_no_route_reads_may_hold_anything() -> Outcome {
+    let world = builder().start()?;
+    let ring = [("CallSid", "CA00000000000000000000000000000004"), ("From", "anonymous")];
+    let many = "X-Forwarded-Server: proxy.example\r\n".repeat(200);
+    for city in
+        [&b"S\xc3\xa3o Paulo"[..], b"S\xe3o Paulo", b"\x01\x7f\t", b"", many.trim_end().as_bytes()]
+    {
+        let (head, body) = webhook(&world, "/incoming-call", &ring, "");
+        let (line, rest) = head.split_once("\r\n").ok_or("no request line")?;
+        let added = [b"\r\nCF-IPCity: ", city, b"\r\n"].concat();
+        let request = [line.as_bytes(), &added, rest.as_bytes(), body.as_bytes()].concat();
+        let answer = says(&world, &request)?;
+        assert_eq!(status(&answer), "200", "{}: {answer}", city.escape_ascii());
+        let mut line = connect(world.bridge.address())?;
+        let wish = upgrade("Connection: Upgrade\r\nUpgrade: websocket\r\n");
+        let at = wish.windows(2).position(|end| end == b"\r\n").ok_or("no request line")?;
+        line.get_mut().write_all(&[&wish[..at], &added, &wish[at + 2..]].concat())?;
+        assert_eq!(status(&read_head(&mut line)?), "101", "{}", city.escape_ascii());
+    }
+    // In what a route reads, or what says where the request ends, nothing is guessed.
+    for unclear in [
+        b"GET /calls/\xc3\xa9 HTTP/1.1\r\n\r\n".as_slice(),
+        b"GET /health?\xff HTTP/1.1\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nOrigin: https://caf\xc3\xa9.example\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nHost: x\nX-Frame-Options: none\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nCaf\xc3\xa9: x\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nAuthorization: Bearer a\r\nAuthorization: Bearer b\r\n\r\n",
+    ] {
+        let answer = says(&world, unclear)?;
+        assert_eq!(status(&answer), "400", "{}: {answer}", String::from_utf8_lossy(unclear));
+    }
+    world.bridge.wait_for_log("a connection was closed: a header that matters is there twice")?;
+    Ok(())
+}
+
+#[test]
+fn unusual_requests_are_understood_as_they_are_meant() -> Outcome {
+    let world = builder().start()?;
+    // Proxies add to the list, or add a line.
+    for wish in [
+        "Connection: Upgrade\r\nUpgrade: websocket, h2c\r\n",
+        "Connection: Upgrade\r\nUpgrade: h2c, WebSocket\r\n",
+        "Connection: keep-alive\r\nConnection: upgrade\r\nUpgrade: websocket\r\n",
+        "Connection: keep-alive, Upgrade\r\nUpgrade: h2c\r\nUpgrade: websocket\r\n",
+    ] {
+        assert_eq!(upgraded(&world, wish)?, "101", "{wish}");
+    }
+    for wish in [
+        "Connection: keep-alive\r\nUpgrade: websocket\r\n",
+        "Connection: Upgrade\r\nUpgrade: websockets\r\n",
+        "Connection: Upgrade\r\n",
+        "Upgrade: websocket\r\n",
+    ] {
+        assert_eq!(upgraded(&world, wish)?, "400", "{wish}");
+    }
+    // As a client writes it to whom it takes for a proxy.
+    for target in ["http://bridge.example/health", "HTTPS://x:8000/health?a=/b", "/health"] {
+        let answer = says(&world, format!("GET {target} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes())?;
+        assert!(answer.ends_with("\r\n\r\nok\n"), "{target}: {answer}");
+    }
+    let nowhere = says(&world, b"GET http://bridge.example HTTP/1.1\r\nHost: x\r\n\r\n")?;
+    assert_eq!(status(&nowhere), "404", "the live page is not on: {nowhere}");
+    let wish = "Connection: Upgrade\r\nUpgrade: websocket\r\n";
+    let absolute = String::from_utf8(upgrade(wish))?.replace(" /", " http://bridge.example/");
+    let mut line = connect(world.bridge.address())?;
+    line.get_mut().write_all(absolute.as_bytes())?;
+    assert_eq!(status(&read_head(&mut line)?), "101");
+    // An empty line is what old clients leave behind a body.
+    let late = says(&world, b"\r\nGET /health HTTP/1.1\r\nHost: x\r\n\r\n")?;
+    assert_eq!(status(&late), "200", "{late}");
+    let later = says(&world, b"\r\n\r\nGET /health HTTP/1.1\r\nHost: x\r\n\r\n")?;
+    assert_eq!(status(&later), "400", "{later}");
+    // An answer that has no body has no length of one.
+    let over = [("CallSid", "CA00000000000000000000000000000005"), ("CallStatus", "ringing")];
+    let (head, body) = webhook(&world, "/call-status", &over, "Expect: 100-continue\r\n");
+    let answer = says(&world, (head + &body).as_bytes())?;
+    let (interim, answer) = answer.split_once("\r\n\r\n").ok_or("no interim answer")?;
+    assert!(interim.starts_with("HTTP/1.1 100 Continue"), "{interim}");
+    assert!(answer.starts_with("HTTP/1.1 204 No Content\r\nConnection: close\r\n"), "{answer}");
+    assert!(answer.ends_with("\r\n\r\n"), "{answer}");
+    for head in [interim, answer] {
+        assert!(header(head, "content-length").is_empty(), "{head}");
+        assert!(header(head, "transfer-encoding").is_empty(), "{head}");
+    }
+    Ok(())
+}
+
+/// The shapes of a request with another one inside, or behind it, that the two sides of a proxy
+/// understand differently. What hides is a call that would cost money.
+fn smuggled(hidden: &str) -> Vec<(&'static str, String)> {
+    let post = |headers: &str, body: &str| {
+        format!("POST /call-status HTTP/1.1\r\nHost: x\r\n{headers}\r\n{body}")
+    };
+    let all = hidden.len();
+    let chunk = format!("{all:x}\r\n{hidden}\r\n0\r\n\r\n");
+    let last = format!("0\r\n\r\n{hidden}");
+    let whole = |headers: &str| post(headers, hidden);
+    let chunked = |headers: &str| post(headers, &last);
+    let get = |line: &str, headers: &str| format!("GET {line}\r\nHost: x\r\n{headers}\r\n{hidden}");
+    let ok = "/health HTTP/1.1";
+    vec![
+        ("behind a GET", get(ok, "")),
+        ("behind a GET that asks to keep the line", get(ok, "Connection: keep-alive\r\n")),
+        ("behind a GET that asks for another protocol", get(ok, "Connection: Upgrade\r\n")),
+        ("behind an empty line", format!("\r\n{}", get(ok, ""))),
+        ("behind an absolute address", get("http://x/health HTTP/1.1", "")),
+        ("behind a media stream", get("/media-stream HTTP/1.1", "")),
+        ("behind a GET of HTTP/1.0", get("/health HTTP/1.0", "Connection: keep-alive\r\n")),
+        ("as the body of a GET", get(ok, &format!("Content-Length: {all}\r\n"))),
+        ("behind no body", whole("Content-Length: 0\r\n")),
+        ("behind a short body", post("Content-Length: 5\r\n", &format!("a=b&c{hidden}"))),
+        ("behind chunks", chunked("Transfer-Encoding: chunked\r\n")),
+        ("in a chunk", post("Transfer-Encoding: chunked\r\n", &chunk)),
+        (
+            "behind trailers",
+            post("Transfer-Encoding: chunked\r\n", &format!("0\r\nX: y\r\n\r\n{hidden}")),
+        ),
+        (
+            "in a chunk's extension",
+            post("Transfer-Encoding: chunked\r\n", &format!("0;\n{hidden}\r\n\r\n")),
+        ),
+        (
+            "a length and chunks",
+            chunked(&format!("Content-Length: {}\r\nTransfer-Encoding: chunked\r\n", all + 5)),
+        ),
+        (
+            "chunks and a length",
+            post("Transfer-Encoding: chunked\r\nContent-Length: 4\r\n", &chunk),
+        ),
+        // CVE-2026-66752.
+        ("as identity", chunked("Transfer-Encoding: identity\r\nContent-Length: 0\r\n")),
+        ("as an unknown coding", chunked("Transfer-Encoding: xchunked\r\n")),
+        ("as chunks and more", chunked("Transfer-Encoding: chunked, identity\r\n")),
+        ("as chunks by another name", chunked("Transfer-Encoding: \"chunked\"\r\n")),
+        ("with two codings", chunked("Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n")),
+        (
+            "with chunks in HTTP/1.0",
+            chunked("Transfer-Encoding: chunked\r\n").replace(" HTTP/1.1\r\nHost: x", " HTTP/1.0"),
+        ),
+        ("with a blank before the colon", chunked("Transfer-Encoding : chunked\r\n")),
+        ("with a folded line", chunked("Transfer-Encoding:\r\n chunked\r\n")),
+        ("with an odd blank", chunked("Transfer-Encoding:\u{b}chunked\r\n")),
+        ("with two lengths", whole(&format!("Content-Length: 0\r\nContent-Length: {all}\r\n"))),
+        ("with a signed length", whole("Content-Length: +0\r\n")),
+        ("with a negative length", whole("Content-Length: -1\r\n")),
+        ("with a list of lengths", whole("Content-Length: 0, 0\r\n")),
+        ("with a length in hexadecimal", whole("Content-Length: 0x0\r\n")),
+        ("with an underscore", whole(&format!("Content_Length: {all}\r\nContent-Length: 0\r\n"))),
+        // CVE-2026-66753, on the way in.
+        ("with a bare line feed", chunked("X: y\nTransfer-Encoding: chunked\r\n")),
+        ("with a bare carriage return", whole("X: y\rContent-Length: 0\r\n")),
+        ("with a zero byte", whole("Content-Length: 0\0\r\n")),
+        ("within a header", get(ok, &format!("X: y\n\n{hidden}")).replacen("\n\n\n", "\n\n", 1)),
+        ("that waits to be asked", chunked("Expect: 100-continue\r\nContent-Length: 0\r\n")),
+        ("behind a line that is no header", whole("GET / HTTP/1.1\r\n")),
+        ("in the request line", get(&format!("/health\n{hidden}"), "")),
+    ]
+}
+
+#[test]
+fn no_request_hides_behind_another() -> Outcome {
+    let world = builder().start()?;
+    let ring = [("CallSid", "CA00000000000000000000000000000006"), ("From", "anonymous")];
+    let (head, body) = webhook(&world, "/incoming-call", &ring, "");
+    let hidden = head + &body;
+    for (name, request) in smuggled(&hidden) {
+        let answer = says(&world, request.as_bytes())?;
+        let answers = answer
+            .lines()
+            .filter(|line| line.starts_with("HTTP/1.") && !line.ends_with("100 Continue"));
+        assert_eq!(answers.count(), 1, "{name}: {answer}");
+        assert_eq!(world.ultravox.requests(), 0, "{name}: {answer}");
+        assert!(!answer.contains("<Response>"), "{name}: {answer}");
+    }
+    // It would have been understood, had it got in.
+    let answer = says(&world, hidden.as_bytes())?;
+    assert_eq!(status(&answer), "200", "{answer}");
+    assert!(answer.contains("<Connect"), "{answer}");
+    assert_eq!(world.ultravox.requests(), 1);
+    Ok(())
+}

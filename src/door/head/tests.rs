@@ -34,28 +34,33 @@ fn only_a_get_of_the_media_stream_goes_to_step_5() {
 #[test]
 fn a_head_is_read_to_its_empty_line_with_what_came_along() {
     let request = "POST /incoming-call HTTP/1.1\r\nHost: h\r\nX: \u{e9}\r\n\r\nFrom=%2B49";
-    let (near, mut far) = sockets();
-    for byte in request.bytes() {
-        far.write_all(&[byte]).unwrap();
+    // An empty line before it is none of it.
+    for (before, pieces) in [("", 1), ("\r\n", 1), ("\r\n", 100)] {
+        let (near, mut far) = sockets();
+        for piece in [before, request].concat().as_bytes().chunks(pieces) {
+            far.write_all(piece).unwrap();
+        }
+        drop(far);
+        let head = read_head(&near).unwrap();
+        let end = find(&head, b"\r\n\r\n").unwrap() + 4;
+        assert!(request.as_bytes().starts_with(&head), "nothing is lost or made up");
+        let mut rest = head[end..].to_vec();
+        (&*near).read_to_end(&mut rest).unwrap();
+        assert_eq!(rest, b"From=%2B49", "what was not read with the head is still there");
     }
-    drop(far);
-    let head = read_head(&near).unwrap();
-    let end = find(&head, b"\r\n\r\n").unwrap() + 4;
-    assert!(request.as_bytes().starts_with(&head), "nothing is lost or made up");
-    let mut rest = head[end..].to_vec();
-    (&*near).read_to_end(&mut rest).unwrap();
-    assert_eq!(rest, b"From=%2B49", "what was not read with the head is still there");
 }
 
 #[test]
 fn what_is_not_a_request_is_refused_at_the_door() {
     let long = format!("GET / HTTP/1.1\r\nX: {}", "x".repeat(2 * HEAD_BYTES_MAX));
-    let cases: [(&[u8], &str); 10] = [
+    let cases: [(&[u8], &str); 12] = [
         (b"", "Left"),
         (b"GET / HTTP/1.1\r\nHost: h\r\n", "Left"),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", "Tls"),
         (b"get / HTTP/1.1\r\n\r\n", "NotHttp"),
-        (b"\r\nGET / HTTP/1.1\r\n\r\n", "NotHttp"),
+        (b"\r\n\r\nGET / HTTP/1.1\r\n\r\n", "NotHttp"),
+        (b"\rGET / HTTP/1.1\r\n\r\n", "NotHttp"),
+        (b"\r\n", "Left"),
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "NotHttp"),
         (b"GET /\r\n\r\n", "NotHttp"),
         (b"SSH-2.0-OpenSSH_9.6\r\n\r\n", "NotHttp"),

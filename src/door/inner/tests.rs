@@ -12,7 +12,7 @@ use crate::testing::sockets;
 /// Whatever the pieces in which it comes, and whatever comes before it.
 #[test]
 fn the_answer_says_once_that_the_line_is_closed_after_it() {
-    let go_ahead = "HTTP/1.1 100 Continue\r\nContent-Length: 0\r\n\r\n";
+    let go_ahead = "HTTP/1.1 100 Continue\r\nServer: s\r\n\r\n";
     let body = "HTTP/1.1 200 OK\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n".repeat(200);
     for interim in [String::new(), go_ahead.to_owned(), go_ahead.repeat(3)] {
         for status in ["HTTP/1.1 200 OK\r\n", "HTTP/1.0 404 Not Found\r\n"] {
@@ -35,6 +35,20 @@ fn the_answer_says_once_that_the_line_is_closed_after_it() {
                 assert!(passed == wanted, "in pieces of {pieces}: {passed:.200}");
             }
         }
+    }
+    // Without a body there is no length of one.
+    for (status, says) in [("204 No Content", "Connection: close\r\n"), ("100 Continue", "")] {
+        let ((from, mut http), (to, mut peer)) = (sockets(), sockets());
+        let answer =
+            format!("HTTP/1.1 {status}\r\nServer: s\r\ncontent-length: 0\r\nDate: d\r\n\r\n");
+        http.write_all(answer.as_bytes()).unwrap();
+        drop(http);
+        // An interim answer is none: there would have to be another.
+        assert_eq!(pass_answer(&from, &to).is_ok(), !says.is_empty());
+        drop((from, to));
+        let mut passed = String::new();
+        peer.read_to_string(&mut passed).unwrap();
+        assert_eq!(passed, format!("HTTP/1.1 {status}\r\n{says}Server: s\r\nDate: d\r\n\r\n"));
     }
     // What is no answer does not become one, and does not fill the memory.
     let endless = "x".repeat(2 * HEAD_BYTES_MAX);
