@@ -52,7 +52,10 @@ macro_rules! log {
     ) => {
         $crate::toolbox::log::write_log(
             $crate::toolbox::log::Level::$level,
-            &$crate::toolbox::log::About { sid: Some(&*$call.sid), step: $crate::toolbox::log::Step::$step },
+            &$crate::toolbox::log::About {
+                sid: Some(&*$call.sid),
+                step: $crate::toolbox::log::Step::$step,
+            },
             format_args!($text $(, $value)*),
             &[$($((stringify!($fact), &$fact as &dyn ::std::fmt::Display)),+)?],
         )
@@ -182,7 +185,7 @@ pub(crate) fn complain(text: &str) {
     complain_raw(&format!("{}\n", text.trim_end()));
 }
 
-fn complain_raw(text: &str) {
+pub(crate) fn complain_raw(text: &str) {
     if io::stderr().write_all(text.as_bytes()).is_err() {
         // A log that cannot be written must not end a call.
     }
