@@ -1,4 +1,9 @@
-//! A call that goes on after a break.
+//! A call that goes on after a break: of a stream, or of a whole process.
+//!
+//! The caller is to notice as little as possible. A stream that broke is followed by another one,
+//! with a token of its own. A call that no thread knows is read from its journal, and a new agent
+//! goes on with all that was said. How often that is tried, and what the caller hears when it is
+//! not any more, is bounded here; that there is a break at all is found in steps 5, 6 and 8.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};

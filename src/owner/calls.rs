@@ -1,8 +1,8 @@
 //! The list of calls, and the story of one, as the page shows them.
 //!
-//! `GET /calls` is a page of it, the calls in progress first; `GET /calls/{sid}` is a call's journal
-//! from some byte on, so that whoever looks on gets each event once. The past comes from the
-//! journals, and only those are read that are asked for; from memory comes only what a journal
+//! `GET /calls` is a page of it, the calls in progress first; `GET /calls/{sid}` is a call's
+//! journal from some byte on, so that whoever looks on gets each event once. The past comes from
+//! the journals, and only those are read that are asked for; from memory comes only what a journal
 //! does not have yet. Nothing here changes a call.
 
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! What the owner sees and orders: the lines and who is on them, the page, and the calls that go out.
+//! What the owner sees and orders: the lines and who is on them, the page, the calls that go out.
 //!
 //! Each endpoint has a file; `access` stands before all of them and knows who the owner is. What
 //! is shown comes from the calls in progress (`lines`) and from the journals. Nothing here takes

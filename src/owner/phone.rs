@@ -1,8 +1,8 @@
 //! The page's own phone: a call without Twilio, for the owner to hear the agent.
 //!
-//! To the story it is a call like any other. Where Twilio gets `TwiML`, the page gets JSON that says
-//! the same, and behind that it does what Twilio would: opens the media stream with the token,
-//! talks, and asks what comes next when the stream is over. It rings nobody and costs no
+//! To the story it is a call like any other. Where Twilio gets `TwiML`, the page gets JSON that
+//! says the same, and behind that it does what Twilio would: opens the media stream with the
+//! token, talks, and asks what comes next when the stream is over. It rings nobody and costs no
 //! telephone minute; the agent's time is billed as always.
 
 use serde_json::{Value, json};

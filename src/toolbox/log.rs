@@ -52,7 +52,10 @@ macro_rules! log {
     ) => {
         $crate::toolbox::log::write_log(
             $crate::toolbox::log::Level::$level,
-            &$crate::toolbox::log::About { sid: Some(&*$call.sid), step: $crate::toolbox::log::Step::$step },
+            &$crate::toolbox::log::About {
+                sid: Some(&*$call.sid),
+                step: $crate::toolbox::log::Step::$step,
+            },
             format_args!($text $(, $value)*),
             &[$($((stringify!($fact), &$fact as &dyn ::std::fmt::Display)),+)?],
         )
