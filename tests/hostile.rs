@@ -445,7 +445,7 @@ fn an_ultravox_gone_mad_costs_its_own_call_at_most() -> Outcome {
         victim.hangs_up()?;
         Ok(1)
     })?;
-    siege.attack("sound in odd pieces", "TO_TWILIO_BYTES_MAX", "CallerLeft", |world| {
+    siege.attack("sound in odd pieces", "PLAY_BYTES_MAX", "CallerLeft", |world| {
         let victim = victim(world)?;
         let speech = voice(7, 3_000);
         let mut rest = pcm_of(&speech);
@@ -466,7 +466,7 @@ fn an_ultravox_gone_mad_costs_its_own_call_at_most() -> Outcome {
     transcripts(&siege, &n8n)?;
     siege.attack(
         "REST answers: 100 MB, deep",
-        "ULTRAVOX_REPLY_BYTES_MAX",
+        "ANSWER_BYTES_MAX",
         "an answer of",
         |world| {
             let replies = [
@@ -662,7 +662,7 @@ fn an_n8n_gone_mad_costs_its_own_answer_at_most() -> Outcome {
     let deep = "[".repeat(100_000);
     let deep_text = format!("{{\"firstMessage\":\"Hello {}", "\"}".repeat(500));
     let huge = json!({"firstMessage": "x".repeat(60_000)}).to_string();
-    let [bytes, time, chars] = ["N8N_REPLY_BYTES_MAX", "LOOKUP_WITHIN", "GREETING_CHARS_MAX"];
+    let [bytes, time, chars] = ["REPLY_BYTES_MAX", "LOOKUP_WITHIN", "GREETING_CHARS_MAX"];
     let greetings = [
         ("greeting: 100 MB", bytes, Answer::Flood, "an answer of more than 65536 bytes"),
         ("greeting: endless headers", time, Answer::Headers, "the default greeting is used"),
