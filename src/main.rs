@@ -117,7 +117,7 @@ use tungstenite::{Bytes, Utf8Bytes};
 
 mod check;
 #[cfg(any(feature = "demo", test))]
-mod demo;
+pub(crate) mod demo;
 mod diagram;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod tests;
