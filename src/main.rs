@@ -164,7 +164,7 @@ mod toolbox;
 mod around;
 mod check;
 #[cfg(any(feature = "demo", test))]
-mod demo;
+pub(crate) mod demo;
 mod diagram;
 mod door;
 #[cfg(test)]

@@ -16,7 +16,6 @@ use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 use std::time::{Duration, Instant};
 use std::{env, fs, thread};
@@ -24,6 +23,7 @@ use std::{env, fs, thread};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::{Value, json};
+use tempfile::TempDir;
 use tungstenite::{Message, WebSocket};
 
 use demo::{
@@ -808,7 +808,7 @@ struct Browser {
     events: Vec<Value>,
     network_forgiven: bool,
     host: String,
-    _profile: Scratch,
+    _profile: TempDir,
     _stage: MutexGuard<'static, ()>,
 }
 
@@ -829,8 +829,8 @@ impl Browser {
     fn start() -> Fallible<Option<Browser>> {
         let Some(program) = chromium()? else { return Ok(None) };
         let stage = STAGE.lock().unwrap_or_else(PoisonError::into_inner);
-        let profile = Scratch::new()?;
-        let microphone = profile.0.join("microphone.wav");
+        let profile = tempfile::tempdir()?;
+        let microphone = profile.path().join("microphone.wav");
         fs::write(&microphone, wav())?;
         let mut child = Command::new(program)
             .args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic"])
@@ -840,7 +840,7 @@ impl Browser {
             .args(["--autoplay-policy=no-user-gesture-required"])
             .arg("--host-resolver-rules=MAP phone.example 127.0.0.1")
             .arg(format!("--use-file-for-fake-audio-capture={}", microphone.display()))
-            .arg(format!("--user-data-dir={}", profile.0.display()))
+            .arg(format!("--user-data-dir={}", profile.path().display()))
             .arg("about:blank")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -1280,25 +1280,4 @@ fn wav() -> Vec<u8> {
 fn checksum(from: u64, mulaw: &[u8]) -> u64 {
     let fold = |hash: u64, byte: u8| ((hash ^ u64::from(byte)) * 0x0100_0193) & 0xffff_ffff;
     pcm_of(mulaw).into_iter().fold(from, fold)
-}
-
-/// A directory of its own, gone when dropped.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new() -> io::Result<Scratch> {
-        static COUNT: AtomicUsize = AtomicUsize::new(0);
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("callbridge-browser-{}-{count}", std::process::id());
-        let path = env::temp_dir().join(name);
-        fs::create_dir_all(&path)?;
-        Ok(Scratch(path))
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        // Left-overs in the temporary directory are a nuisance, not a failure.
-        drop(fs::remove_dir_all(&self.0));
-    }
 }

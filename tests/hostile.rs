@@ -464,25 +464,20 @@ fn an_ultravox_gone_mad_costs_its_own_call_at_most() -> Outcome {
     breaks(&siege)?;
     storms(&siege, &n8n)?;
     transcripts(&siege, &n8n)?;
-    siege.attack(
-        "REST answers: 100 MB, deep",
-        "ANSWER_BYTES_MAX",
-        "an answer of",
-        |world| {
-            let replies = [
-                Reply::text(201, None, &"x".repeat(100_000_000)),
-                Reply::text(201, None, &"[".repeat(100_000)),
-                Reply::text(400, None, &"<".repeat(1_000_000)),
-            ];
-            for reply in &replies {
-                world.ultravox.refuse_next(1, reply);
-                let ringing = world.ring(CALLER)?;
-                let apologised = ringing.twiml.hangs_up && ringing.twiml.stream_url.is_none();
-                world_is(world, apologised, &ringing.twiml.xml)?;
-            }
-            Ok(replies.len())
-        },
-    )?;
+    siege.attack("REST answers: 100 MB, deep", "ANSWER_BYTES_MAX", "an answer of", |world| {
+        let replies = [
+            Reply::text(201, None, &"x".repeat(100_000_000)),
+            Reply::text(201, None, &"[".repeat(100_000)),
+            Reply::text(400, None, &"<".repeat(1_000_000)),
+        ];
+        for reply in &replies {
+            world.ultravox.refuse_next(1, reply);
+            let ringing = world.ring(CALLER)?;
+            let apologised = ringing.twiml.hangs_up && ringing.twiml.stream_url.is_none();
+            world_is(world, apologised, &ringing.twiml.xml)?;
+        }
+        Ok(replies.len())
+    })?;
     siege.lift()
 }
 

@@ -15,6 +15,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use data_encoding::HEXLOWER;
 use ring::rand::SecureRandom as _;
 
 use crate::demo::WRITE_WITHIN;
@@ -201,11 +202,7 @@ pub(super) fn random_hex(bytes: usize) -> String {
     // The system's random numbers fail only where nothing works. Names that
     // collide would show at once.
     moot(ring::rand::SystemRandom::new().fill(&mut random));
-    random.iter().flat_map(|byte| [byte >> 4, byte & 0x0F]).map(hex_digit).collect()
-}
-
-fn hex_digit(value: u8) -> char {
-    char::from_digit(u32::from(value), 16).unwrap_or('0')
+    HEXLOWER.encode(&random)
 }
 
 pub(super) fn random_uuid() -> String {

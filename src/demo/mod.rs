@@ -62,8 +62,8 @@ pub mod objections;
 mod phone;
 #[cfg(test)]
 mod rest;
-mod screen;
-mod script;
+pub mod screen;
+pub mod script;
 mod server;
 mod socket;
 mod sound;

@@ -7,7 +7,7 @@
 //!
 //! It never panics when the reader of a pipe has left; that is a [`Trouble`] like any other.
 
-use std::io::{self, IsTerminal as _, Write as _};
+use std::io::{self, IsTerminal as _, Write};
 use std::time::{Duration, Instant};
 
 use crate::demo::trouble::Trouble;
@@ -25,7 +25,8 @@ pub(super) struct Totals {
 }
 
 /// The screen. Colours and frames in a terminal, plain lines elsewhere.
-pub(super) struct Show {
+pub struct Show {
+    out: Box<dyn Write + Send>,
     colours: bool,
     /// Time zero: the ring.
     curtain: Instant,
@@ -36,20 +37,28 @@ pub(super) struct Show {
 impl Show {
     pub(super) fn new() -> Show {
         let wanted = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-        Show { colours: io::stdout().is_terminal() && wanted, curtain: Instant::now(), step: 0 }
+        let colours = io::stdout().is_terminal() && wanted;
+        Show { out: Box::new(io::stdout()), colours, curtain: Instant::now(), step: 0 }
     }
 
-    pub(super) fn title(&self) -> Result<(), Trouble> {
+    /// For the tests, which read the verdict and not the screen.
+    #[cfg(test)]
+    pub fn unseen() -> Show {
+        Show { out: Box::new(io::sink()), colours: false, curtain: Instant::now(), step: 0 }
+    }
+
+    pub(super) fn title(&mut self) -> Result<(), Trouble> {
         let title = self.paint("1", "callbridge demo");
-        print_line(&format!(
+        self.print(&format!(
             "\n  {title}  one whole call. The bridge is real, the world is pretended."
         ))?;
         if self.colours {
             let bridge = self.paint("1;36", "callbridge");
-            print_line(&format!("\n  caller ─── Twilio ═══ {bridge} ═══ Ultravox"))?;
-            print_line("                            │\n                           n8n")?;
+            self.print(&format!("\n  caller ─── Twilio ═══ {bridge} ═══ Ultravox"))?;
+            self.print("                            │\n                           n8n")?;
         }
-        print_line(&self.paint("2", "\n      ms  step"))
+        let head = self.paint("2", "\n      ms  step");
+        self.print(&head)
     }
 
     /// The curtain rises: the clock starts.
@@ -70,32 +79,33 @@ impl Show {
         // Each group of steps in one colour: answering, talking, ending.
         let colour = ["1;33", "1;36", "1;35"].get(usize::from(step > 4) + usize::from(step > 7));
         let label = self.paint(colour.copied().unwrap_or_default(), &label);
-        print_line(&format!("{millis}  {label}  {sentence}"))
+        self.print(&format!("{millis}  {label}  {sentence}"))
     }
 
-    pub(super) fn quote(&self, name: &str, text: &str) -> Result<(), Trouble> {
+    pub(super) fn quote(&mut self, name: &str, text: &str) -> Result<(), Trouble> {
         let text = self.paint("32", &format!("{name}: \"{text}\""));
-        print_line(&format!("{:22}{text}", ""))
+        self.print(&format!("{:22}{text}", ""))
     }
 
-    pub(super) fn transcript(&self, transcript: &str) -> Result<(), Trouble> {
-        print_line(&format!("\n  {}", self.paint("1", "Transcript, as n8n has it")))?;
+    pub(super) fn transcript(&mut self, transcript: &str) -> Result<(), Trouble> {
+        let title = self.paint("1", "Transcript, as n8n has it");
+        self.print(&format!("\n  {title}"))?;
         for line in transcript.lines() {
             let (speaker, text) = line.split_once(": ").unwrap_or(("", line));
             let speaker = self.paint("1", &format!("{speaker:<6}"));
-            print_line(&format!("  {speaker} {text}"))?;
+            self.print(&format!("  {speaker} {text}"))?;
         }
         Ok(())
     }
 
-    pub(super) fn totals(&self, totals: &Totals) -> Result<(), Trouble> {
+    pub(super) fn totals(&mut self, totals: &Totals) -> Result<(), Trouble> {
         let Totals { up, down, first_audio, clear, relay } = totals;
         let verdict = self.paint("1;32", "All nine steps came out right.");
-        print_line(&format!("\n  {verdict}"))?;
-        print_line(&format!(
+        self.print(&format!("\n  {verdict}"))?;
+        self.print(&format!(
             "  {up} frames from the caller, {down} from the agent, lost 0, every sample as sent."
         ))?;
-        print_line(&format!(
+        self.print(&format!(
             "  First word {:.1} ms after the stream opened; barge-in cleared in {:.1} ms; \
              relay {:.2} ms a frame.\n",
             millis(*first_audio),
@@ -104,7 +114,7 @@ impl Show {
         ))
     }
 
-    pub(super) fn failure(&self, trouble: &Trouble) -> String {
+    pub fn failure(&self, trouble: &Trouble) -> String {
         match self.step {
             0 => format!("the demo could not begin: {}", trouble.with_log()),
             step => {
@@ -114,15 +124,15 @@ impl Show {
         }
     }
 
+    /// By hand and not by `println!`, which panics when stdout is a pipe whose
+    /// reader has left.
+    fn print(&mut self, text: &str) -> Result<(), Trouble> {
+        writeln!(self.out, "{text}").map_err(|error| Trouble::bare(format!("stdout: {error}")))
+    }
+
     fn paint(&self, colour: &str, text: &str) -> String {
         if self.colours { format!("\x1b[{colour}m{text}\x1b[0m") } else { text.to_owned() }
     }
-}
-
-/// By hand and not by `println!`, which panics when stdout is a pipe whose
-/// reader has left.
-fn print_line(text: &str) -> Result<(), Trouble> {
-    writeln!(io::stdout(), "{text}").map_err(|error| Trouble::bare(format!("stdout: {error}")))
 }
 
 fn step_name(step: usize) -> &'static str {

@@ -169,6 +169,7 @@ impl Scene {
         )?;
         self.agent_says(show, "Sara", "Thank you, Anna.", 300)?;
 
+        show.now(7);
         let reason = json!({"issue_type": "meeting", "customer_name": "Anna Berg",
             "issue_details": "Wants to talk to somebody about her life insurance. Confirmed."});
         let result = self.act("move_to_main_convo", &reason)?;

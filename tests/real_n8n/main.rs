@@ -50,9 +50,9 @@ const DELIVERED_WITHIN: Duration = Duration::from_mins(2);
 #[test]
 #[ignore = "installs a real n8n, which takes minutes and 2.4 GB: see the README"]
 fn calls_with_a_real_n8n() -> Outcome {
-    let scratch = Scratch::new()?;
-    let agent = agent_with_a_tool(&scratch.0.join("agent"))?;
-    let data = scratch.0.join("n8n");
+    let scratch = tempfile::tempdir()?;
+    let agent = agent_with_a_tool(&scratch.path().join("agent"))?;
+    let data = scratch.path().join("n8n");
     fs::create_dir_all(&data)?;
     let program = N8nProgram::get()?;
     let began = Instant::now();
@@ -584,22 +584,4 @@ fn tell(line: &str) {
 
 fn without_time(line: &str) -> &str {
     line.split_once(' ').map_or(line, |(_, rest)| rest)
-}
-
-/// A directory of its own, gone when dropped.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new() -> io::Result<Scratch> {
-        let path = std::env::temp_dir().join(format!("callbridge-real-n8n-{}", std::process::id()));
-        fs::create_dir_all(&path)?;
-        Ok(Scratch(path))
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        // Left-overs in the temporary directory are a nuisance, not a failure.
-        drop(fs::remove_dir_all(&self.0));
-    }
 }

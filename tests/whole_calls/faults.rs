@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 use crate::demo::{
     self, ACCOUNT_SID, AUTH_TOKEN, AgentCall, FIRST_MESSAGE, Heard, HttpAnswer, Marks, N8nRequest,
@@ -200,25 +201,6 @@ fn all_at_once(cases: &[Case]) -> Outcome {
         failures
     });
     if failures.is_empty() { Ok(()) } else { Err(failures.join("\n\n").into()) }
-}
-
-/// A directory of its own, gone when dropped.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new(name: &str) -> std::io::Result<Scratch> {
-        let name = format!("callbridge-faults-{}-{name}", std::process::id());
-        let path = std::env::temp_dir().join(name);
-        fs::create_dir_all(&path)?;
-        Ok(Scratch(path))
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        // Left-overs in the temporary directory are a nuisance, not a failure.
-        drop(fs::remove_dir_all(&self.0));
-    }
 }
 
 /// All that take their time. The name puts it first, so that the rest runs beside it.
@@ -1766,8 +1748,8 @@ fn served_without_a_disk(world: &World) -> Result<(), Trouble> {
 
 #[test]
 fn there_is_a_file_where_the_data_should_be() -> Outcome {
-    let scratch = Scratch::new("file")?;
-    let path = scratch.0.join("data");
+    let scratch = tempfile::tempdir()?;
+    let path = scratch.path().join("data");
     fs::write(&path, "in the way")?;
     let world = builder().setting("DATA_DIR", path.display()).start()?;
     served_without_a_disk(&world)?;
@@ -1785,8 +1767,8 @@ fn the_data_directory_cannot_be_made() -> Outcome {
 
 /// The bridge behind a limit on the size of files: writes fail in the middle of a line, as they do
 /// on a full disk.
-fn on_a_full_disk(scratch: &Scratch, half_kibibytes: u32) -> std::io::Result<WorldBuilder> {
-    let script = scratch.0.join("callbridge");
+fn on_a_full_disk(scratch: &TempDir, half_kibibytes: u32) -> std::io::Result<WorldBuilder> {
+    let script = scratch.path().join("callbridge");
     let text = format!(
         "#!/bin/sh\ntrap '' XFSZ\nulimit -f {half_kibibytes}\nexec '{}' \"$@\"\n",
         env!("CARGO_BIN_EXE_callbridge")
@@ -1798,7 +1780,7 @@ fn on_a_full_disk(scratch: &Scratch, half_kibibytes: u32) -> std::io::Result<Wor
 
 #[test]
 fn the_disk_is_full() -> Outcome {
-    let scratch = Scratch::new("full")?;
+    let scratch = tempfile::tempdir()?;
     let world = on_a_full_disk(&scratch, 0)?.start()?;
     served_without_a_disk(&world)?;
     Ok(())
@@ -1806,7 +1788,7 @@ fn the_disk_is_full() -> Outcome {
 
 #[test]
 fn the_disk_fills_up_in_the_middle_of_a_call() -> Outcome {
-    let scratch = Scratch::new("filling")?;
+    let scratch = tempfile::tempdir()?;
     let world = on_a_full_disk(&scratch, 2)?.start()?;
     let call = connect_and_talk(&world)?;
     let mut lines = vec![TALK.to_owned()];

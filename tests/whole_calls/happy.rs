@@ -17,7 +17,7 @@ use crate::demo::{
     self, BOOKED, CORPUS_ID, FIRST_MESSAGE, FRAME_BYTES, Heard, Marks, PATIENCE, Reply, Trouble,
     Twiml, World, WorldBuilder, pcm_of, tool_names, tools_objection, voice,
 };
-use crate::{CALLER, Call, DEFAULT_GREETING, Outcome, Scratch, connect, greeting_of, wishes};
+use crate::{CALLER, Call, DEFAULT_GREETING, Outcome, connect, greeting_of, wishes};
 
 /// Ultravox fails a tool whose result takes longer.
 const ULTRAVOX_TOOL_SECS_MAX: u64 = 40;
@@ -1089,7 +1089,7 @@ fn without_n8n_the_default_agent_answers_and_offers_no_booking() -> Outcome {
 
 #[test]
 fn an_agent_of_ones_own_answers_from_its_own_files() -> Outcome {
-    let scratch = Scratch::new("own-agent")?;
+    let scratch = tempfile::tempdir()?;
     let mut built_in: Value = serde_json::from_str(include_str!("../../src/agent/agent.json"))?;
     built_in["phrases"]["still_there"] = json!("Noch da?");
     let agent = json!({
@@ -1105,9 +1105,9 @@ fn an_agent_of_ones_own_answers_from_its_own_files() -> Outcome {
             "bye": {"description": "Ends.", "hang_up": true}
         }
     });
-    fs::write(scratch.0.join("agent.json"), agent.to_string())?;
-    fs::write(scratch.0.join("order.md"), "Du bist {agent_name}. Es ist {now}.\n")?;
-    let world = builder().setting("AGENT_DIR", scratch.0.display()).start()?;
+    fs::write(scratch.path().join("agent.json"), agent.to_string())?;
+    fs::write(scratch.path().join("order.md"), "Du bist {agent_name}. Es ist {now}.\n")?;
+    let world = builder().setting("AGENT_DIR", scratch.path().display()).start()?;
     world.n8n.set_reply("1", Reply::json(500, &json!({})));
     let call = connect(&world)?;
     let body = call.agent.request();
@@ -1209,8 +1209,8 @@ fn ready_says_whether_the_next_caller_would_be_served() -> Outcome {
 #[cfg(feature = "demo")]
 #[test]
 fn the_demo_plays_a_whole_call_and_prints_its_nine_steps() -> Outcome {
-    let scratch = Scratch::new("demo")?;
-    let output = run(&["demo"], &scratch.0)?;
+    let scratch = tempfile::tempdir()?;
+    let output = run(&["demo"], scratch.path())?;
     let text = String::from_utf8(output.stdout)?;
     let said = String::from_utf8(output.stderr)?;
     assert_eq!(output.status.code(), Some(0), "{text}\n{said}");
@@ -1222,15 +1222,15 @@ fn the_demo_plays_a_whole_call_and_prints_its_nine_steps() -> Outcome {
     }
     assert!(text.contains("All nine steps came out right."), "{text}");
     assert!(!text.contains('\x1b'), "no colours where there is no terminal");
-    assert_eq!(fs::read_dir(&scratch.0)?.count(), 0, "it leaves nothing behind");
+    assert_eq!(fs::read_dir(scratch.path())?.count(), 0, "it leaves nothing behind");
     Ok(())
 }
 
 /// They are wanted before anything else is set up.
 #[test]
 fn workflow_and_diagram_need_nothing_but_the_agent_files() -> Outcome {
-    let scratch = Scratch::new("workflow")?;
-    let output = run(&["workflow"], &scratch.0)?;
+    let scratch = tempfile::tempdir()?;
+    let output = run(&["workflow"], scratch.path())?;
     assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
     let workflow: Value = serde_json::from_slice(&output.stdout)?;
     assert_eq!(workflow["name"], "callbridge");
@@ -1238,21 +1238,21 @@ fn workflow_and_diagram_need_nothing_but_the_agent_files() -> Outcome {
     for (arguments, wanted) in
         [(&["diagram"][..], "flowchart TD\n"), (&["diagram", "--plain"], "greeting (first stage)")]
     {
-        let output = run(arguments, &scratch.0)?;
+        let output = run(arguments, scratch.path())?;
         let text = String::from_utf8(output.stdout)?;
         assert!(output.status.success() && text.starts_with(wanted), "{text}");
     }
 
-    fs::write(scratch.0.join(".env"), "AGENT_DIR=my-agent\n")?;
+    fs::write(scratch.path().join(".env"), "AGENT_DIR=my-agent\n")?;
     for arguments in [&["workflow"][..], &["diagram"], &["diagram", "--plain"]] {
-        let output = run(arguments, &scratch.0)?;
+        let output = run(arguments, scratch.path())?;
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
         assert!(output.stdout.is_empty(), "nothing that could be imported by mistake");
         let said = String::from_utf8(output.stderr)?;
         assert!(said.contains("agent.json  cannot be read from my-agent"), "{said}");
     }
 
-    let directory = scratch.0.join("my-agent");
+    let directory = scratch.path().join("my-agent");
     fs::create_dir(&directory)?;
     let built_in = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/agent");
     for name in ["greeting.md", "main_convo.md", "call_summary.md"] {
@@ -1263,7 +1263,7 @@ fn workflow_and_diagram_need_nothing_but_the_agent_files() -> Outcome {
     agent["tools"]["look_up"] = json!({"description": "Looks up.", "n8n": {"route": "1"}});
     agent["tools"]["check_order"] = json!({"description": "Checks.", "n8n": {"route": "4"}});
     fs::write(directory.join("agent.json"), agent.to_string())?;
-    let output = run(&["workflow"], &scratch.0)?;
+    let output = run(&["workflow"], scratch.path())?;
     let said = String::from_utf8(output.stderr)?;
     assert!(said.contains("tools.look_up posts to route 1, which"), "{said}");
     assert!(String::from_utf8(output.stdout)?.contains("\"Tool check_order\""));
@@ -1275,10 +1275,10 @@ fn help_and_version_go_to_standard_output() -> Outcome {
     /// Not promised by a program that has no demo.
     const DEMO_LINE: &str =
         if cfg!(feature = "demo") { "callbridge demo" } else { "callbridge check" };
-    let scratch = Scratch::new("help")?;
+    let scratch = tempfile::tempdir()?;
     for (arguments, wanted) in [(["--help"], DEMO_LINE), (["--version"], env!("CARGO_PKG_VERSION"))]
     {
-        let output = run(&arguments, &scratch.0)?;
+        let output = run(&arguments, scratch.path())?;
         assert!(output.status.success());
         let text = String::from_utf8(output.stdout)?;
         assert!(text.contains(wanted), "{text}");

@@ -12,9 +12,7 @@ mod owner;
 mod sad;
 
 use std::error::Error;
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::{fs, io, thread};
+use std::thread;
 
 use serde_json::{Value, json};
 
@@ -86,25 +84,4 @@ fn at_the_same_time(cases: &[Case]) -> Outcome {
         complaints
     });
     if complaints.is_empty() { Ok(()) } else { Err(complaints.join("\n").into()) }
-}
-
-/// A directory of its own, gone when dropped.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new(name: &str) -> io::Result<Scratch> {
-        static COUNT: AtomicUsize = AtomicUsize::new(0);
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("callbridge-test-{}-{count}-{name}", std::process::id());
-        let path = std::env::temp_dir().join(name);
-        fs::create_dir_all(&path)?;
-        Ok(Scratch(path))
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        // Left-overs in the temporary directory are a nuisance, not a failure.
-        drop(fs::remove_dir_all(&self.0));
-    }
 }

@@ -14,14 +14,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 use crate::demo::{
     self, AgentCall, BOOKED, Ending, Heard, PATIENCE, Phone, Reply, Ringing, Trouble, Twiml, World,
     WorldBuilder, closed_port, pcm_of, voice,
 };
 use crate::{
-    CALLER, Call, DEFAULT_GREETING, Outcome, Scratch, at_the_same_time, connect, greeting_of,
-    wishes,
+    CALLER, Call, DEFAULT_GREETING, Outcome, at_the_same_time, connect, greeting_of, wishes,
 };
 
 const APOLOGY: &str = "We are sorry. Our assistant cannot speak with you right now. Please call \
@@ -497,9 +497,9 @@ fn a_caller_who_cannot_be_served_is_put_through_to_a_person() -> Outcome {
 
 #[test]
 fn phrases_with_what_xml_reserves_are_spoken_as_written() -> Outcome {
-    let scratch = Scratch::new("phrases")?;
-    write_agent(&scratch.0, &own_agent()?)?;
-    let world = builder().setting("AGENT_DIR", scratch.0.display()).start()?;
+    let scratch = tempfile::tempdir()?;
+    write_agent(scratch.path(), &own_agent()?)?;
+    let world = builder().setting("AGENT_DIR", scratch.path().display()).start()?;
     world.ultravox.refuse_always(&Reply::json(500, &json!({})));
     let ringing = world.ring(CALLER)?;
     hears_only(&ringing, "Der \"Chef\" & <ich> – 's tut uns leid >>>");
@@ -795,9 +795,9 @@ fn a_booking_that_was_perhaps_made_is_never_tried_again() -> Outcome {
 
 #[test]
 fn an_n8n_that_hangs_in_a_tool_is_told_to_the_agent_within_the_tools_own_time() -> Outcome {
-    let scratch = Scratch::new("slow-tool")?;
-    write_agent(&scratch.0, &own_agent()?)?;
-    let world = builder().setting("AGENT_DIR", scratch.0.display()).start()?;
+    let scratch = tempfile::tempdir()?;
+    write_agent(scratch.path(), &own_agent()?)?;
+    let world = builder().setting("AGENT_DIR", scratch.path().display()).start()?;
     world.n8n.set_reply("pizza", Reply::Hang);
     let call = connect(&world)?;
     let timeout = &call.agent.request()["selectedTools"][0]["temporaryTool"]["timeout"];
@@ -1297,8 +1297,8 @@ fn a_disk_that_takes_nothing_costs_one_complaint_and_no_transcript() -> Outcome 
 
 #[test]
 fn all_that_is_missing_is_named_at_once() -> Outcome {
-    let scratch = Scratch::new("nothing-set")?;
-    let (status, text) = fails_to_start(&[], &scratch.0)?;
+    let scratch = tempfile::tempdir()?;
+    let (status, text) = fails_to_start(&[], scratch.path())?;
     assert_eq!(status, Some(2), "{text}");
     assert!(text.contains("callbridge: 2 settings need attention"), "{text}");
     assert!(text.contains("ULTRAVOX_API_KEY  is missing"), "{text}");
@@ -1308,8 +1308,8 @@ fn all_that_is_missing_is_named_at_once() -> Outcome {
 
 #[test]
 fn every_malformed_setting_is_named_and_no_secret_is_shown() -> Outcome {
-    let scratch = Scratch::new("malformed")?;
-    fs::write(scratch.0.join(".env"), "N8N_HMAC_SECRET=hush hush hush\n")?;
+    let scratch = tempfile::tempdir()?;
+    fs::write(scratch.path().join(".env"), "N8N_HMAC_SECRET=hush hush hush\n")?;
     let settings = [
         ("ULTRAVOX_API_KEY", "top-secret-key"),
         ("PUBLIC_URL", "http://pbx.example"),
@@ -1329,7 +1329,7 @@ fn every_malformed_setting_is_named_and_no_secret_is_shown() -> Outcome {
         ("ULTRAVOX_API_URL", "ftp://api"),
         ("TWILIO_API_URL", "https://"),
     ];
-    let (status, text) = fails_to_start(&settings, &scratch.0)?;
+    let (status, text) = fails_to_start(&settings, scratch.path())?;
     assert_eq!(status, Some(2), "{text}");
     let fine = ["ULTRAVOX_API_KEY", "TWILIO_AUTH_TOKEN"];
     for (name, _) in settings.iter().filter(|(name, _)| !fine.contains(name)) {
@@ -1352,7 +1352,7 @@ const ENOUGH: [(&str, &str); 4] = [
 
 #[test]
 fn all_mistakes_in_the_agent_files_are_named_with_file_and_place() -> Outcome {
-    let scratch = Scratch::new("agent-mistakes")?;
+    let scratch = tempfile::tempdir()?;
     let mut agent = own_agent()?;
     agent["first_stage"] = json!("order");
     agent["stages"]["order"]["tools"] = json!(["order_pizza", "fly", "bad name", "away"]);
@@ -1363,8 +1363,8 @@ fn all_mistakes_in_the_agent_files_are_named_with_file_and_place() -> Outcome {
     agent["tools"]["order_pizza"]["timeout_s"] = json!(600);
     agent["tools"]["order_pizza"]["parameters"]["required"] = json!(["size"]);
     agent["tools"]["order_pizza"]["parameters"]["properties"]["kind"]["type"] = json!("text");
-    write_agent(&scratch.0, &agent)?;
-    fs::write(scratch.0.join("order.md"), "Fine.\nDu bist {agentname}.\n")?;
+    write_agent(scratch.path(), &agent)?;
+    fs::write(scratch.path().join("order.md"), "Fine.\nDu bist {agentname}.\n")?;
     complains_about_the_agent(
         &scratch,
         &[
@@ -1385,13 +1385,13 @@ fn all_mistakes_in_the_agent_files_are_named_with_file_and_place() -> Outcome {
 /// A slip in one entry does not hide a slip in the next.
 #[test]
 fn every_entry_of_the_agent_file_that_cannot_be_read_is_named() -> Outcome {
-    let scratch = Scratch::new("agent-slips")?;
+    let scratch = tempfile::tempdir()?;
     let mut agent = own_agent()?;
     agent["stages"]["typo"] = json!({"voise": "Eva", "prompt": "order.md", "tools": []});
     agent["tools"]["bye"] = json!({"description": "D", "hang_up": true, "reply": "both"});
     agent["tools"]["idle"] = json!({"description": "D"});
     agent["tools"]["order_pizza"]["timeout_s"] = json!("long");
-    write_agent(&scratch.0, &agent)?;
+    write_agent(scratch.path(), &agent)?;
     complains_about_the_agent(
         &scratch,
         &[
@@ -1403,10 +1403,10 @@ fn every_entry_of_the_agent_file_that_cannot_be_read_is_named() -> Outcome {
     )
 }
 
-fn complains_about_the_agent(scratch: &Scratch, mistakes: &[&str]) -> Outcome {
-    let directory = scratch.0.to_string_lossy().into_owned();
+fn complains_about_the_agent(scratch: &TempDir, mistakes: &[&str]) -> Outcome {
+    let directory = scratch.path().to_string_lossy().into_owned();
     let settings = [ENOUGH.as_slice(), &[("AGENT_DIR", directory.as_str())]].concat();
-    let (status, text) = fails_to_start(&settings, &scratch.0)?;
+    let (status, text) = fails_to_start(&settings, scratch.path())?;
     assert_eq!(status, Some(2), "{text}");
     for mistake in mistakes {
         assert!(text.contains(mistake), "{mistake:?} is not named in:\n{text}");
@@ -1416,16 +1416,16 @@ fn complains_about_the_agent(scratch: &Scratch, mistakes: &[&str]) -> Outcome {
 
 #[test]
 fn an_agent_directory_or_file_that_cannot_be_read_is_named() -> Outcome {
-    let scratch = Scratch::new("agent-unreadable")?;
-    let here = scratch.0.to_string_lossy().into_owned();
+    let scratch = tempfile::tempdir()?;
+    let here = scratch.path().to_string_lossy().into_owned();
     let start = || {
         let settings = [ENOUGH.as_slice(), &[("AGENT_DIR", here.as_str())]].concat();
-        fails_to_start(&settings, &scratch.0)
+        fails_to_start(&settings, scratch.path())
     };
     let (status, text) = start()?;
     assert_eq!(status, Some(2), "{text}");
     assert!(text.contains("agent.json") && text.contains(&here), "{text}");
-    fs::write(scratch.0.join("agent.json"), "{\n  \"agent_name\": \"Max\",\n  oops\n}")?;
+    fs::write(scratch.path().join("agent.json"), "{\n  \"agent_name\": \"Max\",\n  oops\n}")?;
     let (status, text) = start()?;
     assert_eq!(status, Some(2), "{text}");
     assert!(text.contains("agent.json") && text.contains("line 3"), "{text}");
@@ -1435,19 +1435,19 @@ fn an_agent_directory_or_file_that_cannot_be_read_is_named() -> Outcome {
 #[test]
 fn a_start_that_fails_for_reasons_outside_says_which() -> Outcome {
     let world = builder().start()?;
-    let scratch = Scratch::new("outside")?;
+    let scratch = tempfile::tempdir()?;
     let port = world.bridge.address().port().to_string();
     let mut settings = ENOUGH.to_vec();
     settings.retain(|(name, _)| *name != "PORT");
     settings.push(("PORT", &port));
-    let (status, text) = fails_to_start(&settings, &scratch.0)?;
+    let (status, text) = fails_to_start(&settings, scratch.path())?;
     assert_eq!(status, Some(1), "{text}");
     assert!(text.contains(&format!("cannot listen on 127.0.0.1:{port}")), "{text}");
 
-    fs::write(scratch.0.join("no.pem"), "nothing in it")?;
+    fs::write(scratch.path().join("no.pem"), "nothing in it")?;
     for file in ["no.pem", "missing.pem"] {
         let settings = [ENOUGH.as_slice(), &[("SSL_CERT_FILE", file)]].concat();
-        let (status, text) = fails_to_start(&settings, &scratch.0)?;
+        let (status, text) = fails_to_start(&settings, scratch.path())?;
         assert_eq!(status, Some(2), "{text}");
         assert!(text.contains("SSL_CERT_FILE") && text.contains(file), "{text}");
     }
@@ -1458,13 +1458,16 @@ fn a_start_that_fails_for_reasons_outside_says_which() -> Outcome {
 fn a_command_nobody_knows_is_answered_with_those_there_are() -> Outcome {
     const DEMO_KNOWS: &str =
         if cfg!(feature = "demo") { "demo does not know \"--loud\"" } else { "without the demo" };
-    let scratch = Scratch::new("commands")?;
+    let scratch = tempfile::tempdir()?;
     let program = env!("CARGO_BIN_EXE_callbridge");
     for (arguments, status, wanted) in
         [(["dmeo"].as_slice(), 2, "callbridge check"), (&["demo", "--loud"], 2, DEMO_KNOWS)]
     {
-        let output =
-            Command::new(program).args(arguments).env_clear().current_dir(&scratch.0).output()?;
+        let output = Command::new(program)
+            .args(arguments)
+            .env_clear()
+            .current_dir(scratch.path())
+            .output()?;
         let text = String::from_utf8(output.stderr)?;
         assert_eq!(output.status.code(), Some(status), "{text}");
         assert!(text.contains(wanted), "{text}");

@@ -28,12 +28,7 @@
 //! is the demo's `Phone` and `AgentCall`: they remember all that they have heard. Here the
 //! way of a frame takes no allocation, and what the world itself costs is measured and reported.
 
-#![expect(
-    clippy::cast_precision_loss,
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "counts become figures, and six bits of a number become a digit"
-)]
+#![expect(clippy::cast_precision_loss, reason = "counts become figures")]
 
 mod call;
 mod caller;

@@ -19,7 +19,7 @@ use crate::demo::sound::SAMPLE_TIME;
 use crate::demo::trouble::Trouble;
 
 impl PhoneLine {
-    pub(in crate::demo) fn send_frame(&self, mulaw: &[u8]) -> Result<(), Trouble> {
+    pub(crate) fn send_frame(&self, mulaw: &[u8]) -> Result<(), Trouble> {
         let mut mouth = lock(&self.mouth);
         mouth.sequence += 1;
         mouth.chunk += 1;

@@ -107,4 +107,10 @@ impl Server {
     pub fn wait_for_log(&self, fragment: &str) -> Result<String, Trouble> {
         self.wait_for_log_since(0, fragment)
     }
+
+    /// From now on whoever calls the bridge reaches this port instead, and somebody there who
+    /// passes things on.
+    pub fn stand_behind(&self, port: u16) {
+        self.port.store(port, Ordering::Release);
+    }
 }

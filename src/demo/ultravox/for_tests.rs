@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::demo::PATIENCE;
 use crate::demo::agent_call::AgentCall;
+use crate::demo::backstage::lock;
 use crate::demo::http::Reply;
 use crate::demo::trouble::Trouble;
 use crate::demo::ultravox::{Calls, Ultravox};
@@ -95,5 +96,15 @@ impl Ultravox {
     /// Joins that were refused: unknown, or for the second time.
     pub fn refused_joins(&self) -> usize {
         self.shared.board.look(|calls| calls.refused_joins)
+    }
+
+    /// From now on calls are joined at this port of the same machine. Gives the one at which they
+    /// are expected.
+    pub fn join_at(&self, port: u16) -> Option<u16> {
+        let mut prefix = lock(&self.shared.join_prefix);
+        let (place, own) = prefix.rsplit_once(':')?;
+        let (changed, own) = (format!("{place}:{port}"), own.parse().ok());
+        *prefix = changed;
+        own
     }
 }

@@ -3,5 +3,6 @@
 
 #[path = "../../../src/main.rs"]
 mod callbridge;
+use callbridge::demo;
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| callbridge::tests::feed("journal", data));
