@@ -43,13 +43,13 @@
 //! ```
 //!
 //! Threads and blocking sockets only, no async runtime. A call has two threads of its own. Each
-//! *waits outside the lock and thinks inside it*: see `toolbox/socket.rs`, the one clever thing here.
+//! *waits outside the lock and thinks inside it*: `toolbox/socket.rs` is the one clever thing here.
 //!
 //! # When something breaks
 //!
-//! The caller is to notice as little as possible. A broken line to the agent is replaced by a new
-//! agent that knows what was said, a broken stream by the next one; and a process that was killed
-//! has left a journal, from which the next one takes the call up (`around/mend.rs`).
+//! The caller is to notice as little as possible. If the connection to the agent breaks, a new agent
+//! takes over that knows what was said; a broken stream is followed by the next one; and a process
+//! that was killed has left a journal, with which the next one goes on (`around/mend.rs`).
 //!
 //! # The rooms
 //!
@@ -58,14 +58,14 @@
 //!
 //! ```text
 //! main.rs       the call: serve, route, Bridge, Call, steps 1 to 9
-//! around/       mend, shutdown, ready  (what happens around a call)
-//! owner/        access, calls, lines, metrics, outgoing, page, phone  (what the owner sees and orders)
+//! around/       mend, shutdown, ready
+//! owner/        access, calls, lines, metrics, outgoing, page, phone
 //! check/  demo/  workflow.rs  diagram.rs  outbox.rs   the other commands
 //! ------------------- below this line nobody names `Bridge` or `Call`
 //! parties/      twilio, ultravox, n8n
-//! records/      event, ended_by, journal, past, outbox, tap, transcript
-//! setup/        settings, values, agent, agent_files
-//! door/         head, request, inner, reply, health
+//! records/      ended_by, event, journal, outbox, past, tap, transcript
+//! setup/        settings, values, agent, agent_files, start_lines, stop
+//! door/         head, health, inner, lobby, reply, request
 //! toolbox/      socket, dial, sound, http, log, metrics, failure, text, random, threads, time
 //! ```
 //!
@@ -127,6 +127,7 @@ use crate::owner::outgoing::{Ringing, outgoing_call};
 use crate::owner::page::page;
 use crate::owner::phone::{browser_call, browser_stream, browser_stream_ended};
 use crate::parties::n8n::{N8n, Question};
+use crate::parties::twilio::keys::Keys;
 use crate::parties::twilio::messages::FromTwilio;
 use crate::parties::twilio::stream::{self, CallerLeg};
 use crate::parties::twilio::{Form, TWILIO_WEBHOOK, is_final, is_sid, signature_is_valid, twiml};
@@ -506,7 +507,7 @@ struct CallState {
     token: Option<(String, Instant)>,
     /// Streams that this call has been given a token for.
     streams: u32,
-    /// Missing while it is being created, and while a broken line is being mended.
+    /// Missing while it is being created, and while a new one takes over.
     agent: Option<Arc<AgentLeg>>,
     /// Ultravox's id of the latest agent, to go on from.
     agent_id: String,
@@ -602,23 +603,22 @@ fn greeting(call: &Call) -> String {
     let n8n = &call.bridge.n8n;
     let found = n8n.greeting(&call.sid, &call.number, LOOKUP_WITHIN, &call.tap);
     let ms = millis(began.elapsed());
-    match found {
-        Ok(None) => {
-            log!(call, Info, Greeting, "n8n leaves the greeting to the agent (firstMessage: null)");
-            note_greeting(call, "default", ms, "n8n leaves it to the agent");
-            call.default_greeting()
-        }
+    let (from, why, text) = match found {
         Ok(Some(text)) => {
             log!(call, Info, Greeting, "n8n answered after {ms} ms"; ms);
-            note_greeting(call, "n8n", ms, "");
-            text
+            ("n8n", String::new(), text)
+        }
+        Ok(None) => {
+            log!(call, Info, Greeting, "n8n leaves the greeting to the agent (firstMessage: null)");
+            ("default", "n8n leaves it to the agent".to_owned(), call.default_greeting())
         }
         Err(failure) => {
             log!(call, Warn, Greeting, "{failure}; the default greeting is used");
-            note_greeting(call, "default", ms, &failure.to_string());
-            call.default_greeting()
+            ("default", failure.to_string(), call.default_greeting())
         }
-    }
+    };
+    note_greeting(call, from, ms, &why);
+    text
 }
 
 /// Of a call that goes out, whoever ordered it may have said what to open with.
@@ -781,7 +781,7 @@ impl Call {
     }
 }
 
-/// What a new agent is told that takes over from one whose line broke.
+/// What a new agent is told that takes over from one whose connection broke.
 const LINE_BROKE: &str = "(The line was interrupted for a moment and is back. Say so briefly, \
     do not greet again, and go on exactly where the conversation was.)";
 /// What it is told when a transfer came to nothing.
@@ -800,11 +800,11 @@ fn agent_thread(call: &Arc<Call>, line: LineInUse, agent: Arc<AgentLeg>) {
 
 /// From the answer to Twilio's stream. Then the waiting agent is sent home and the token is void.
 const STREAM_WITHIN: Duration = Duration::from_mins(1);
-/// Broken agent lines that are mended in one call. At the next the caller hears the apology.
+/// New agents after a broken connection, in one call. Then the caller hears the apology.
 const RESUMES_MAX: u32 = 2;
 
-/// Steps 5 to 7 on thread U. A broken line to the agent is mended, twice at most: the caller stays,
-/// and a new agent goes on where the old one was. Never two at once.
+/// Steps 5 to 7 on thread U. If the connection to the agent breaks, the caller stays, and a new
+/// agent goes on where the old one was; twice at most, and never two at once.
 fn converse(call: &Arc<Call>, mut agent: Arc<AgentLeg>) -> EndedBy {
     let mut resumes = 0;
     'conversation: loop {
@@ -815,7 +815,7 @@ fn converse(call: &Arc<Call>, mut agent: Arc<AgentLeg>) -> EndedBy {
         // Also if it is over already: what the agent has said by then belongs to the transcript.
         let why = relay_agent_to_caller(call, &agent);
         if why != EndedBy::AgentLost {
-            // A cut without a goodbye would be a fault of the line in Ultravox's eyes.
+            // Without a goodbye, Ultravox would take it for a broken connection.
             agent.close("the call is over");
         }
         agent.cut();
@@ -834,8 +834,8 @@ fn converse(call: &Arc<Call>, mut agent: Arc<AgentLeg>) -> EndedBy {
 }
 
 /// Feeds the agent silence, a frame every 20 ms, until there is a stream: it wants unbroken sound.
-/// What it says meanwhile waits in the kernel's buffer for the socket. A line to the agent that
-/// breaks now is found broken when it is read. False: nobody came, or the call is over.
+/// What it says meanwhile waits in the kernel's buffer for the socket. A connection that breaks now
+/// is found broken when it is read. False: nobody came, or the call is over.
 fn await_caller(call: &Call, within: Duration) -> bool {
     const SILENCE: &[u8] = &[0; FRAME_BYTES];
     let deadline = Instant::now() + within;
@@ -873,8 +873,9 @@ fn await_caller(call: &Call, within: Duration) -> bool {
 // ============================================================================
 //
 // In:       a joined agent, and the call's one-time token.
-// Out:      <Response><Connect action="https://…/stream-ended#…"><Stream url="wss://…/media-stream">
-//           <Parameter name="token" value="5d8e…"/></Stream></Connect><Hangup/></Response>
+// Out:      <Response><Connect action="https://…/stream-ended#…">
+//           <Stream url="wss://…/media-stream"><Parameter name="token" value="5d8e…"/></Stream>
+//           </Connect><Hangup/></Response>
 //           Step 5 finds the waiting call by the token in it.
 // Fails:    never. If 3 failed, the caller hears one sentence, or is put through to a person.
 // Not here: <Say> as a greeting. The agent greets the caller itself, in its own voice.
@@ -911,12 +912,8 @@ impl Answer {
 
     /// As the page shows it: whoever knows the token may open the stream.
     fn redacted(&self, bridge: &Bridge) -> String {
-        match self {
-            Answer::Stream { .. } => Answer::Stream { token: "***".into() }.twiml(bridge),
-            Answer::Person(_) | Answer::Transfer(_) | Answer::Sentence(_) | Answer::HangUp => {
-                self.twiml(bridge)
-            }
-        }
+        let hidden = Answer::Stream { token: "***".into() };
+        if matches!(self, Answer::Stream { .. }) { &hidden } else { self }.twiml(bridge)
     }
 
     /// For the journal.
@@ -970,9 +967,7 @@ const NEXT_STREAM_WITHIN: Duration = Duration::from_secs(15);
 fn media_stream(bridge: &'static Bridge, visitor: &Visitor, head: Vec<u8>) {
     let socket = match stream::accept(&visitor.socket, head, &bridge.config) {
         Ok(socket) => socket,
-        Err(why) => {
-            return log!(Warn, "/media-stream was refused: {why}");
-        }
+        Err(why) => return log!(Warn, "/media-stream was refused: {why}"),
     };
     let refuse = |reason: &str, why: &str| {
         refused(reason);
@@ -1081,7 +1076,7 @@ impl Call {
 
 // --- 6a. Caller to agent (thread T) --------------------------------------------
 
-/// Twilio sends 50 messages a second. After this much of nothing the line is lost.
+/// Twilio sends 50 messages a second. After this much of nothing the stream is lost.
 const CALLER_SILENCE_MAX: Duration = Duration::from_secs(10);
 
 /// How a stream ended.
@@ -1114,7 +1109,11 @@ fn relay_caller_to_agent(call: &Arc<Call>, caller: &CallerLeg) -> StreamEnd {
                     }
                 }
             }
-            FromTwilio::Dtmf(digit) => keys.press(call, &digit),
+            FromTwilio::Dtmf(digit) => {
+                if let Some(many) = keys.press(&digit) {
+                    type_keys(call, &many);
+                }
+            }
             FromTwilio::Mark(name) => {
                 lock(&call.state).mark = name;
                 call.changed.notify_all();
@@ -1131,7 +1130,9 @@ fn relay_caller_to_agent(call: &Arc<Call>, caller: &CallerLeg) -> StreamEnd {
                 return StreamEnd::Broken("a second start".into());
             }
         }
-        keys.send_after_pause(call);
+        if let Some(number) = keys.after_pause() {
+            type_keys(call, &number);
+        }
         if lock(&call.state).ends_by.is_some_and(|ends_by| Instant::now() > ends_by) {
             call.hang_up(EndedBy::TooLong);
         }
@@ -1147,7 +1148,7 @@ fn hand_to_agent(call: &Call, agent: &AgentLeg, mulaw: &[u8]) -> bool {
         return true;
     }
     if let Err(end) = agent.send_pcm(to_pcm(mulaw)) {
-        // Thread U reads from this line; it decides what its end means for the call.
+        // Thread U reads from this leg; it decides what its end means for the call.
         log!(call, Debug, Talk, "a frame did not reach the agent: {end}");
         return false;
     }
@@ -1162,11 +1163,11 @@ impl Call {
 
 // --- 6b. Agent to caller (thread U) --------------------------------------------
 
-/// Nothing from the agent for this long: we ping. Nothing for as long again: the line is lost.
+/// Nothing from the agent for this long: we ping. Nothing for as long again: it is lost.
 const PING_AFTER: Duration = Duration::from_secs(3);
 /// From the agent's goodbye to Ultravox closing its socket. Then we close it.
 const AGENT_LEAVES_WITHIN: Duration = Duration::from_secs(20);
-/// An agent's line that breaks this near the end of `MAX_CALL_SECONDS` has reached its limit.
+/// An agent that breaks off this near the end of `MAX_CALL_SECONDS` has reached its limit.
 const LAST_SECONDS: Duration = Duration::from_secs(5);
 
 /// Until the agent is gone, or the call is over. Returns why.
@@ -1190,7 +1191,7 @@ fn relay_agent_to_caller(call: &Arc<Call>, agent: &Arc<AgentLeg>) -> EndedBy {
             }
             Err(SocketEnd::Closed(_)) => return act.reason(),
             Err(end @ (SocketEnd::Quiet | SocketEnd::Broken(_) | SocketEnd::Nonsense(_))) => {
-                // At its time limit Ultravox cuts the line, and after a goodbye it may do so too.
+                // At its time limit Ultravox cuts the connection, and after a goodbye it may do so, too.
                 let time_is_up = call.rang.elapsed() + LAST_SECONDS > call.bridge.config.max_call;
                 if call.is_over() || act.leaving.is_some() || time_is_up {
                     return act.reason();
@@ -1281,46 +1282,13 @@ impl Call {
 
 // --- 6d. Keys --------------------------------------------------------------------
 
-/// A pause this long after a key ends a number being keyed in.
-const KEYS_PAUSE: Duration = Duration::from_secs(1);
-/// Keys kept until the pause. More are sent on in portions.
-const KEYS_MAX: usize = 32;
-
-/// Keys the caller presses, gathered until a pause: the agent is to read a number, not digits.
-#[derive(Default)]
-struct Keys {
-    pressed: String,
-    last: Option<Instant>,
-}
-
-impl Keys {
-    fn press(&mut self, call: &Call, digit: &str) {
-        let keys = digit.chars().take(KEYS_MAX);
-        if self.pressed.len() + digit.len() > KEYS_MAX {
-            self.send(call);
-        }
-        self.pressed.extend(keys.filter(|key| key.is_ascii_digit() || "*#".contains(*key)));
-        self.last = Some(Instant::now());
-    }
-
-    fn send_after_pause(&mut self, call: &Call) {
-        if self.last.is_some_and(|last| last.elapsed() >= KEYS_PAUSE) {
-            self.send(call);
-        }
-    }
-
-    fn send(&mut self, call: &Call) {
-        self.last = None;
-        if self.pressed.is_empty() {
-            return;
-        }
-        let text = std::mem::take(&mut self.pressed);
-        log!(call, Info, Talk, "{} keys were pressed", text.len());
-        if let Some(agent) = call.agent()
-            && let Err(end) = agent.type_text(&text)
-        {
-            log!(call, Warn, Talk, "the keys did not reach the agent: {end}");
-        }
+/// Typed for the agent as one text, however many keys it was.
+fn type_keys(call: &Call, keys: &str) {
+    log!(call, Info, Talk, "{} keys were pressed", keys.len());
+    if let Some(agent) = call.agent()
+        && let Err(end) = agent.type_text(keys)
+    {
+        log!(call, Warn, Talk, "the keys did not reach the agent: {end}");
     }
 }
 
@@ -1328,7 +1296,8 @@ impl Keys {
 // 7. Act: the agent invokes tools
 // ============================================================================
 //
-// In:       {"type":"client_tool_invocation","toolName":"verify","invocationId":"i1","parameters":{…}}
+// In:       {"type":"client_tool_invocation","toolName":"verify","invocationId":"i1",
+//            "parameters":{…}}
 // Out:      exactly one result for that id:
 //           {"type":"client_tool_result","invocationId":"i1","result":"Verified.",
 //            "responseType":"tool-response"}
@@ -1341,7 +1310,7 @@ const TOOLS_AT_ONCE_MAX: usize = 8;
 /// Different n8n tool invocations remembered in one call, so that none is done twice. The next
 /// is refused in words.
 const TOOL_ANSWERS_MAX: usize = 100;
-/// Different invocations answered on one agent line. More is a storm, and gets an error each.
+/// Different invocations answered to one agent. More is a storm, and gets an error each.
 const INVOCATIONS_MAX: usize = 500;
 /// A tool's name in a journal. Whoever invents one may invent a long one.
 const TOOL_NAME_CHARS_MAX: usize = 100;
@@ -1759,7 +1728,7 @@ fn leave_to_machine(call: &Arc<Call>, answered_by: &str) {
 //
 // In:       what was said, gathered as it was said.
 // Wire:     {"route":"2","number":"+4930123456","data":"Agent: Hello Anna…\nUser: …",
-//            "callSid":"CA9f3c…","endedBy":"CallerLeft"}            to n8n; any 2xx means it has it
+//            "callSid":"CA9f3c…","endedBy":"CallerLeft"}           to n8n; any 2xx: it has it
 // Out:      the transcript at n8n, and a journal that says so.
 // Fails:    never for good: what n8n does not take stays on disk and is tried again.
 // Not here: the caller's line. Nobody is on it any more.

@@ -4,6 +4,7 @@
 //! told, `messages` and `stream` are the caller's leg, `rest` is Twilio's own API for calls that go
 //! out. Nothing here decides about a call; and nothing behind here checks a signature again.
 
+pub(crate) mod keys;
 pub(crate) mod messages;
 pub(crate) mod rest;
 pub(crate) mod stream;
