@@ -47,9 +47,9 @@
 //!
 //! # When something breaks
 //!
-//! The caller is to notice as little as possible. If the connection to the agent breaks, a new agent
-//! takes over that knows what was said; a broken stream is followed by the next one; and a process
-//! that was killed has left a journal, with which the next one goes on (`around/mend.rs`).
+//! The caller is to notice as little as possible. If the connection to the agent breaks, a new
+//! agent takes over that knows what was said; a broken stream is followed by the next one; and a
+//! process that was killed has left a journal, with which the next one goes on (`around/mend.rs`).
 //!
 //! # The rooms
 //!
@@ -1191,7 +1191,7 @@ fn relay_agent_to_caller(call: &Arc<Call>, agent: &Arc<AgentLeg>) -> EndedBy {
             }
             Err(SocketEnd::Closed(_)) => return act.reason(),
             Err(end @ (SocketEnd::Quiet | SocketEnd::Broken(_) | SocketEnd::Nonsense(_))) => {
-                // At its time limit Ultravox cuts the connection, and after a goodbye it may do so, too.
+                // At its time limit Ultravox cuts the connection; after a goodbye it may, too.
                 let time_is_up = call.rang.elapsed() + LAST_SECONDS > call.bridge.config.max_call;
                 if call.is_over() || act.leaving.is_some() || time_is_up {
                     return act.reason();
@@ -1547,7 +1547,7 @@ fn tell_result(call: &Call, agent: &AgentLeg, invocation: &Invocation, result: &
 // ============================================================================
 //
 // In:       thread U's reason to stop.
-// Wire:     {"event":"mark","streamSid":"MZ…","mark":{"name":"goodbye"}}   to Twilio, and back again
+// Wire:     {"event":"mark","streamSid":"MZ…","mark":{"name":"goodbye"}}    to Twilio, and back
 //           once the caller has heard all before it; then POST /stream-ended: what comes next?
 // Out:      a caller who has heard the last word, and a closed line.
 // Fails:    never for long: the mark has a deadline of its own.

@@ -3,12 +3,13 @@
 //! Why not `tiny_http` alone? It hands over an upgraded socket as one object that cannot be read
 //! and written at the same time, and a phone call does both all the time. It has no time limit for
 //! a request's head and no limit on its size, lets a new connection wait behind an idle one, and
-//! stops accepting for good when file descriptors run out. So this door reads a request's head,
-//! within limits, and then hands the whole connection on: the media stream to the hall, on the
-//! connection's own thread; everything else to `tiny_http` on loopback, and its request to the
-//! hall, on a thread of its own.
+//! stops accepting for good when file descriptors run out. It also has two known holes that nobody
+//! closes (CVE-2026-66752, CVE-2026-66753: see [`request`]). So this door reads a request's head,
+//! within limits, writes it anew with what is needed of it, and then hands the whole connection on:
+//! the media stream to the hall, on the connection's own thread; everything else to `tiny_http` on
+//! loopback, and its request to the hall, on a thread of its own.
 //!
-//! It routes. It does not parse HTTP, and knows neither calls nor who may do what.
+//! It routes. It reads no bodies, and knows neither calls nor who may do what.
 //!
 //! ```text
 //! door::open(listener, bridge, config.max_calls)?;

@@ -216,10 +216,10 @@ fn caddyfile(port: u16, bridge: u16) -> Result<String, Failed> {
     if block == rest {
         return Err(format!("the Caddyfile of {site} does not lead to 127.0.0.1:8000").into());
     }
-    if is_older_than(&Kind::Caddy.version()?, (2, 7)) {
+    let is_new = |line: &&str| line.trim_start().starts_with(NEW_IN_CADDY);
+    if block.lines().any(|line| is_new(&line)) && is_older_than(&Kind::Caddy.version()?, (2, 7)) {
         tell(&format!("caddy: without {NEW_IN_CADDY}, which it does not know"));
-        let known = block.lines().filter(|line| !line.contains(NEW_IN_CADDY));
-        block = known.collect::<Vec<_>>().join("\n");
+        block = block.lines().filter(|line| !is_new(line)).collect::<Vec<_>>().join("\n");
     }
     let options = "{\n    admin off\n    auto_https off\n}\n";
     Ok(format!("{options}http://:{port} {{\n    bind 127.0.0.1{block}\n"))

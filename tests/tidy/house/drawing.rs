@@ -31,10 +31,6 @@ struct Row {
     is_below_the_line: bool,
 }
 
-pub fn is_there(main: &str) -> bool {
-    doc(main).any(|line| line == HEADING)
-}
-
 impl Drawing {
     pub fn of(main: &str, found: &mut Vec<String>) -> Drawing {
         let rows = rows(main, found);
