@@ -270,13 +270,11 @@ impl AgentCall {
     }
 
     /// Its line, from the join to the end.
-    pub(super) fn attend(&self, reader: &mut WebSocket<Ear>, mouth: AgentMouth, is_silent: bool) {
+    pub(super) fn attend(&self, reader: &mut WebSocket<Ear>, mouth: AgentMouth) {
         *lock(&self.line.mouth) = Some(mouth);
         // Wakes those who wait for the join.
         self.line.state.change(|ear| ear.joined_at = Some(Instant::now()));
-        if !is_silent {
-            self.greet();
-        }
+        self.greet();
         let ending = self.line.listen(reader);
         *lock(&self.line.mouth) = None;
         self.line.state.change(|ear| {

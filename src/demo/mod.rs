@@ -93,7 +93,7 @@ pub use self::{
     objections::{tool_names, tools_objection},
     phone::{Heard, HeardAt, Marks, Phone},
     socket::Ending,
-    sound::{FRAME_BYTES, FRAME_TIME, mulaw_to_pcm, pcm_of, pcm_to_mulaw, voice},
+    sound::{FRAME_BYTES, FRAME_TIME, mulaw_to_pcm, pcm_of, voice},
     trouble::Trouble,
     twilio::{Ringing, twilio_signature},
     twiml::Twiml,

@@ -26,15 +26,6 @@ pub fn mulaw_to_pcm(code: u8) -> i16 {
     if bits & 0x80 == 0 { magnitude } else { -magnitude }
 }
 
-/// The code whose sample is nearest. Slow, and as such beyond doubt, except
-/// for a sample half-way between two codes: do not ask about those.
-#[cfg(test)]
-pub fn pcm_to_mulaw(sample: i16) -> u8 {
-    let distance = |code: &u8| (i32::from(mulaw_to_pcm(*code)) - i32::from(sample)).abs();
-    // From above, so that zero is 0xFF, as Twilio has it, and not 0x7F.
-    (0..=u8::MAX).rev().min_by_key(distance).unwrap_or(0xFF)
-}
-
 /// Mu-law as s16le.
 pub fn pcm_of(mulaw: &[u8]) -> Vec<u8> {
     mulaw.iter().flat_map(|code| mulaw_to_pcm(*code).to_le_bytes()).collect()

@@ -71,11 +71,9 @@ pub(super) struct Calls {
     handed_out: usize,
     /// Requests with any answer, good and bad.
     requests: usize,
-    refused_joins: usize,
     refusals: VecDeque<Reply>,
     refuse_always: Option<Reply>,
     slow: Duration,
-    silent_on_join: bool,
     violations: Vec<String>,
     account_asked: usize,
     /// Answers to GET by path, in the place of the standing ones.
@@ -233,18 +231,15 @@ impl UltravoxState {
             #[cfg(test)]
             scissors: plug.scissors()?,
         };
-        let is_silent = self.board.look(|calls| calls.silent_on_join);
-        call.attend(&mut reader, mouth, is_silent);
+        call.attend(&mut reader, mouth);
         Ok(())
     }
 
     /// Finds the call that this joinUrl was made for, and lets it be joined once.
     fn claim(&self, uri: &Uri) -> Option<AgentCall> {
-        self.board.change(|calls| {
+        self.board.look(|calls| {
             let call = calls.created.iter().find(|call| call.is_meant_by(uri));
-            let fresh = call.filter(|call| call.is_joined_first()).cloned();
-            calls.refused_joins += usize::from(fresh.is_none());
-            fresh
+            call.filter(|call| call.is_joined_first()).cloned()
         })
     }
 }

@@ -63,7 +63,7 @@ fn assert_each_is_noticed(cases: &[Case]) {
 #[test]
 fn nothing_is_minded_where_nothing_is_wrong() -> Outcome {
     // Behind somebody who passes everything on, so that what he changes is what is minded below.
-    verdict(behind(Edits { there: None, back: None })?)?;
+    verdict(behind(Edits::default())?)?;
     Ok(())
 }
 
@@ -161,12 +161,12 @@ fn behind(edits: Edits) -> Result<World, Failed> {
 }
 
 fn to_twilio(edit: Edit) -> Result<World, Failed> {
-    behind(Edits { there: None, back: Some(edit) })
+    behind(Edits { back: Some(edit), ..Edits::default() })
 }
 
 /// The meddler stands between the bridge and n8n.
 fn to_n8n(edit: Edit) -> Result<World, Failed> {
-    let meddler = Meddler::open(Edits { there: Some(edit), back: None })?;
+    let meddler = Meddler::open(Edits { there: Some(edit), ..Edits::default() })?;
     let url = format!("http://127.0.0.1:{}/webhook/call", meddler.port);
     let builder = builder().setting("N8N_WEBHOOK_URL", url).asleep();
     let world = builder.start()?;
@@ -180,7 +180,7 @@ fn to_n8n(edit: Edit) -> Result<World, Failed> {
 /// The meddler stands between the bridge and the agent.
 fn to_agent(edit: Edit) -> Result<World, Failed> {
     let world = builder().start()?;
-    let meddler = Meddler::open(Edits { there: Some(edit), back: None })?;
+    let meddler = Meddler::open(Edits { there: Some(edit), ..Edits::default() })?;
     meddler.leads_to(world.ultravox.join_at(meddler.port).ok_or("Ultravox has no port")?);
     Ok(world)
 }
@@ -205,6 +205,9 @@ fn a_bridge_that_does_wrong_at_the_phone_is_noticed() {
                 |text| if text.contains(r#""event":"mark""#) { vec![] } else { as_it_was(text) },
             )
         }),
+        ("step 8 goodbye did not come out right: the line was cut", || {
+            behind(Edits { close_code: Some(1011), ..Edits::default() })
+        }),
         ("step 8 goodbye did not come out right: /stream-ended was not answered with", || {
             to_twilio(|text| vec![text.replace("<Hangup/>", "<Pause />")])
         }),
@@ -212,7 +215,7 @@ fn a_bridge_that_does_wrong_at_the_phone_is_noticed() {
             to_twilio(out_of_tune)
         }),
         ("step 6 talk did not come out right: the agent heard something else", || {
-            behind(Edits { there: Some(out_of_tune), back: None })
+            behind(Edits { there: Some(out_of_tune), ..Edits::default() })
         }),
         ("step 6 talk did not come out right: against the rules", || {
             to_twilio(|text| {

@@ -14,6 +14,7 @@ use std::thread;
 pub type Edit = fn(&str) -> Vec<String>;
 
 const TEXT: u8 = 0x81;
+const CLOSE: u8 = 0x88;
 
 pub struct Meddler {
     pub port: u16,
@@ -21,10 +22,12 @@ pub struct Meddler {
 }
 
 /// What is changed on the way to the target, and on the way back.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub struct Edits {
     pub there: Option<Edit>,
     pub back: Option<Edit>,
+    /// The code of a close frame on the way back.
+    pub close_code: Option<u16>,
 }
 
 impl Meddler {
@@ -62,22 +65,19 @@ fn carry(mut near: TcpStream, port: u16, edits: Edits) -> io::Result<()> {
         near.write_all(&answer)?;
     }
     let (back_from, back_to) = (far.try_clone()?, near.try_clone()?);
-    let back = thread::spawn(move || pass(back_from, back_to, is_upgrade, edits.back));
-    let there = pass(near, far, is_upgrade, edits.there);
+    let back = thread::spawn(move || pass(back_from, back_to, is_upgrade, edits));
+    // Whoever calls also closes, and is left alone in that.
+    let there = pass(near, far, is_upgrade, Edits { back: edits.there, ..Edits::default() });
     drop(back.join());
     there
 }
 
-fn pass(
-    mut from: TcpStream,
-    mut to: TcpStream,
-    framed: bool,
-    edit: Option<Edit>,
-) -> io::Result<()> {
+fn pass(mut from: TcpStream, mut to: TcpStream, framed: bool, edits: Edits) -> io::Result<()> {
     let passed = loop {
-        let next = if framed { frame(&mut from, edit) } else { piece(&mut from, edit) };
+        let next = if framed { frame(&mut from, edits) } else { piece(&mut from, edits.back) };
         match next {
-            Ok(bytes) if bytes.is_empty() => break Ok(()),
+            // The end; of messages that is an error, and none may be left out.
+            Ok(bytes) if bytes.is_empty() && !framed => break Ok(()),
             Ok(bytes) => {
                 if let Err(error) = to.write_all(&bytes) {
                     break Err(error);
@@ -112,7 +112,7 @@ fn piece(from: &mut TcpStream, edit: Option<Edit>) -> io::Result<Vec<u8>> {
 }
 
 /// The next WebSocket frame, or those in its place (RFC 6455, 5.2).
-fn frame(from: &mut TcpStream, edit: Option<Edit>) -> io::Result<Vec<u8>> {
+fn frame(from: &mut TcpStream, edits: Edits) -> io::Result<Vec<u8>> {
     let mut head = [0; 2];
     from.read_exact(&mut head)?;
     let [opcode, length] = head;
@@ -131,7 +131,10 @@ fn frame(from: &mut TcpStream, edit: Option<Edit>) -> io::Result<Vec<u8>> {
     let mask = if length & 0x80 == 0 { Vec::new() } else { exact(4)? };
     let mut payload = exact(count)?;
     apply(&mask, &mut payload);
-    let payloads = match (opcode, edit, String::from_utf8(payload.clone())) {
+    if let (CLOSE, Some(code)) = (opcode, edits.close_code) {
+        payload = code.to_be_bytes().to_vec();
+    }
+    let payloads = match (opcode, edits.back, String::from_utf8(payload.clone())) {
         (TEXT, Some(edit), Ok(text)) => edit(&text).into_iter().map(String::into_bytes).collect(),
         _ => vec![payload],
     };

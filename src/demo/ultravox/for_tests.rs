@@ -1,4 +1,4 @@
-//! What only the tests ask of [`Ultravox`]: to refuse, to be slow, to be silent, to count.
+//! What only the tests ask of [`Ultravox`]: to refuse, to be slow, to count.
 //!
 //! The shipped program does not contain this file.
 
@@ -39,33 +39,14 @@ impl Ultravox {
         self.shared.board.change(|calls| calls.refusals.extend(refusals));
     }
 
-    /// Answers every request with this, until [`Ultravox::accept_again`].
+    /// Answers every request with this, until the world ends.
     pub fn refuse_always(&self, reply: &Reply) {
         self.shared.board.change(|calls| calls.refuse_always = Some(reply.clone()));
-    }
-
-    /// Takes the next request and never answers it.
-    pub fn hang_next(&self) {
-        self.refuse_next(1, &Reply::Hang);
-    }
-
-    /// Ends all refusing.
-    pub fn accept_again(&self) {
-        self.shared.board.change(|calls| {
-            calls.refuse_always = None;
-            calls.refusals.clear();
-        });
     }
 
     /// Creates calls only after this long.
     pub fn take_time(&self, slow: Duration) {
         self.shared.board.change(|calls| calls.slow = slow);
-    }
-
-    /// When true, a join is not followed by `call_started` and `state`; the
-    /// test sends them (or not) with [`AgentCall::send`].
-    pub fn silent_on_join(&self, silent: bool) {
-        self.shared.board.change(|calls| calls.silent_on_join = silent);
     }
 
     /// Whether agents answer the bridge's `ping`, as the real one does. At
@@ -91,11 +72,6 @@ impl Ultravox {
     /// `/api/accounts/me`. Of lists, whatever the query.
     pub fn set_answer(&self, path: &str, reply: Reply) {
         self.shared.board.change(|calls| calls.told.insert(path.to_owned(), reply));
-    }
-
-    /// Joins that were refused: unknown, or for the second time.
-    pub fn refused_joins(&self) -> usize {
-        self.shared.board.look(|calls| calls.refused_joins)
     }
 
     /// From now on calls are joined at this port of the same machine. Gives the one at which they
