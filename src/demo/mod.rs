@@ -36,11 +36,12 @@
 //!   Three small things happen by themselves: a phone returns marks as Twilio would, an agent says
 //!   `call_started` when joined, and n8n answers each route with a standing reply.
 //! - Every wait has an end and says what it waited for. What went wrong is a
-//!   [`Trouble`](trouble::Trouble); printed, it brings the bridge's last log lines along, so that `?`
-//!   and `unwrap` in a test explain themselves.
+//!   [`Trouble`](trouble::Trouble); printed, it brings the bridge's last log lines along, so that
+//!   `?` and `unwrap` in a test explain themselves.
 //! - What the bridge sends is judged as strictly as the real party would, or more so: the
 //!   `violations` of [`phone`] and [`ultravox`].
-//! - When a world is dropped its bridge is killed, its threads have ended and its directory is gone.
+//! - When a world is dropped its bridge is killed, its threads have ended and its directory is
+//!   gone.
 
 #![cfg_attr(
     test,

@@ -5,7 +5,7 @@
 //! * [`journal`]: a call's file on disk, one event a line, written as it happens.
 //! * [`past`]: journals read back, by the process that comes after, and by the live page.
 //! * [`outbox`]: what n8n is still to get, and when it is offered the next time.
-//! * [`exhibit`]: the first message of each kind, for the live page.
+//! * [`tap`]: the first message of each kind, for the live page.
 //!
 //! Nothing here knows a call in progress, a socket, or n8n: calls hand their events down, and the
 //! outbox is told how to deliver by whoever starts it. Nothing here ends a call either. When the

@@ -11,8 +11,8 @@ use std::thread;
 use crate::demo::backstage::{moot, spawn};
 use crate::demo::http::connect;
 
-/// The child process of [`stage`](super::stage): for every connection one to the agents, and two threads
-/// that copy. It ends when nobody holds its stdin any more.
+/// The child process of [`stage`](super::stage): for every connection one to the agents, and two
+/// threads that copy. It ends when nobody holds its stdin any more.
 pub(super) fn be_the_floor(agents: &str) -> io::Result<()> {
     let agents: SocketAddr = agents.parse().map_err(io::Error::other)?;
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;

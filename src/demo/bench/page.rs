@@ -1,4 +1,6 @@
 //! A table of words and figures, as text.
+//!
+//! The columns are as wide as their widest cell. It knows nothing of what the figures mean.
 
 use std::fmt::Write as _;
 

@@ -1,5 +1,6 @@
-//! A child process that says on stderr where it listens: the bridge or the floor. Killed when
-//! dropped.
+//! A child process that says on stderr where it listens: the bridge or the floor.
+//!
+//! It is killed when dropped, so that no run of the benchmark leaves one behind.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::{Command, Stdio};
