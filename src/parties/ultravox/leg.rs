@@ -66,10 +66,12 @@ impl AgentLeg {
         Ok((message, arrived))
     }
 
-    pub(crate) fn send_pcm(&self, pcm: impl Into<Bytes>) -> Result<(), SocketEnd> {
-        let pcm = pcm.into();
-        self.socket.send(Message::Binary(pcm.clone()))?;
-        self.tap.show(Exhibit::CallerPcm, || pcm_in_short(&pcm));
+    pub(crate) fn send_pcm(&self, pcm: Vec<u8>) -> Result<(), SocketEnd> {
+        let shown = (!self.tap.has_shown(Exhibit::CallerPcm)).then(|| pcm_in_short(&pcm));
+        self.socket.send(Message::Binary(pcm.into()))?;
+        if let Some(shown) = shown {
+            self.tap.show(Exhibit::CallerPcm, || shown);
+        }
         Ok(())
     }
 
