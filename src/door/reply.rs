@@ -29,12 +29,12 @@ impl Reply {
         Reply::new(status, "text/plain; charset=utf-8", format!("{text}\n"))
     }
 
-    pub(crate) fn json(status: u16, body: &Value) -> Reply {
-        Reply::new(status, "application/json", format!("{body}\n"))
-    }
-
     pub(crate) fn error(status: u16, what: &str) -> Reply {
         Reply::json(status, &json!({"error": what}))
+    }
+
+    pub(crate) fn json(status: u16, body: &Value) -> Reply {
+        Reply::new(status, "application/json", format!("{body}\n"))
     }
 
     pub(crate) fn twiml(body: String) -> Reply {

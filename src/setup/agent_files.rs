@@ -55,10 +55,6 @@ pub(super) struct ToolFile {
 pub(super) struct Mistakes(pub(super) Vec<String>);
 
 impl Mistakes {
-    fn add(&mut self, place: impl Display, what: impl Display) {
-        self.0.push(format!("agent.json  {place} {what}"));
-    }
-
     pub(super) fn entries<T: serde::de::DeserializeOwned>(
         &mut self,
         place: &str,
@@ -72,6 +68,10 @@ impl Mistakes {
             }
         }
         entries
+    }
+
+    fn add(&mut self, place: impl Display, what: impl Display) {
+        self.0.push(format!("agent.json  {place} {what}"));
     }
 
     pub(super) fn tool(&mut self, name: &str, file: ToolFile) -> Option<Tool> {

@@ -73,12 +73,6 @@ impl<T> Family<T> {
         Family { name, help, labels, fresh, series: Mutex::new(BTreeMap::new()) }
     }
 
-    /// The series with these values of the labels, in their order.
-    pub(crate) fn of(&self, values: &[&str]) -> Arc<T> {
-        let values = values.iter().map(|value| (*value).to_owned()).collect();
-        Arc::clone(lock(&self.series).entry(values).or_insert_with(|| Arc::new((self.fresh)())))
-    }
-
     /// Every series that the table knows: each value of one label with each of the next.
     fn begin(&self) {
         let mut rows = vec![Vec::new()];
@@ -91,6 +85,12 @@ impl<T> Family<T> {
         for row in rows {
             self.of(&row);
         }
+    }
+
+    /// The series with these values of the labels, in their order.
+    pub(crate) fn of(&self, values: &[&str]) -> Arc<T> {
+        let values = values.iter().map(|value| (*value).to_owned()).collect();
+        Arc::clone(lock(&self.series).entry(values).or_insert_with(|| Arc::new((self.fresh)())))
     }
 }
 
