@@ -25,7 +25,7 @@ use crate::setup::agent::{Agent, Tool, ToolAction};
 use crate::setup::stop::Stop;
 use crate::toolbox::log::{complain, say};
 
-pub(crate) const BUILT_IN: &str = include_str!("agent/n8n-workflow.json");
+const BUILT_IN: &str = include_str!("agent/n8n-workflow.json");
 /// What the built-in workflow answers: greeting, transcript, booking.
 const BUILT_IN_ROUTES: [&str; 3] = ["1", "2", "3"];
 /// From the top of one branch to the end of its text, without its parameters.

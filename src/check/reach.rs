@@ -1,9 +1,9 @@
 //! Whether Twilio can reach and trust what this machine reaches and trusts.
 //!
-//! An address may lead here from here and from nowhere else: `localhost`, a private range, a name of
-//! the house. And a certificate may be trusted here through `SSL_CERT_FILE` only. With a number to
-//! be rung no call would come in, so that is wrong; without one it is worth knowing. A public name
-//! that is private here is a warning at most: outside it may well mean something else.
+//! An address may lead here from here and from nowhere else: `localhost`, a private range, a name
+//! of the house. And a certificate may be trusted here through `SSL_CERT_FILE` only. With a number
+//! to be rung no call would come in, so that is wrong; without one it is worth knowing. A public
+//! name that is private here is a warning at most: outside it may well mean something else.
 
 use std::net::{IpAddr, Ipv4Addr, ToSocketAddrs as _};
 

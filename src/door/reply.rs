@@ -10,7 +10,7 @@ use crate::toolbox::log::log;
 use crate::toolbox::metrics::refused;
 
 /// The body of a webhook. Twilio's are under 4 KiB; a longer one is refused with 413.
-pub(crate) const BODY_BYTES_MAX: usize = 64 * 1_024;
+pub(super) const BODY_BYTES_MAX: usize = 64 * 1_024;
 
 pub(crate) struct Reply {
     status: u16,

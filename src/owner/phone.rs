@@ -17,7 +17,7 @@ use crate::toolbox::random::random_hex;
 use crate::{Answer, Bridge, IncomingCall, take_call, what_comes_next};
 
 /// The number of whoever calls through the page. No number of a telephone's looks like it.
-pub(crate) const BROWSER: &str = "browser";
+const BROWSER: &str = "browser";
 
 /// `POST /browser-call`: the page's phone has been picked up. Behind this it does what Twilio
 /// would: opens the media stream with the token, and talks.

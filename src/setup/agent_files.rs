@@ -46,7 +46,7 @@ pub(super) struct AgentFile {
 pub(super) struct ToolFile {
     pub(super) description: String,
     pub(super) parameters: Option<Schema>,
-    pub(super) timeout_s: Option<u64>,
+    timeout_s: Option<u64>,
     #[serde(flatten)]
     pub(super) action: Map<String, Value>,
 }

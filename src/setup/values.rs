@@ -32,7 +32,7 @@ impl Settings {
         text
     }
 
-    pub(super) fn complain(&mut self, name: &str, what: impl Display) {
+    fn complain(&mut self, name: &str, what: impl Display) {
         self.complaints.push(format!("{name}  {what}"));
     }
 
