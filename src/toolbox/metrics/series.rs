@@ -63,6 +63,24 @@ impl Family<Histogram> {
     }
 }
 
+/// What `/metrics` shows of a family.
+pub(super) trait Exposition: Sync {
+    fn expose(&self, page: &mut String);
+}
+
+impl<T: Series> Exposition for Family<T> {
+    fn expose(&self, page: &mut String) {
+        self.begin();
+        line(page, format_args!("# HELP {} {}", self.name, self.help));
+        line(page, format_args!("# TYPE {} {}", self.name, T::KIND));
+        for (values, series) in &*lock(&self.series) {
+            let names = self.labels.iter().map(|(name, _)| *name);
+            let labels: Vec<_> = names.zip(values.iter().map(String::as_str)).collect();
+            series.expose(self.name, &labels, page);
+        }
+    }
+}
+
 impl<T> Family<T> {
     const fn new(
         name: &'static str,
@@ -91,24 +109,6 @@ impl<T> Family<T> {
     pub(crate) fn of(&self, values: &[&str]) -> Arc<T> {
         let values = values.iter().map(|value| (*value).to_owned()).collect();
         Arc::clone(lock(&self.series).entry(values).or_insert_with(|| Arc::new((self.fresh)())))
-    }
-}
-
-/// What `/metrics` shows of a family.
-pub(super) trait Exposition: Sync {
-    fn expose(&self, page: &mut String);
-}
-
-impl<T: Series> Exposition for Family<T> {
-    fn expose(&self, page: &mut String) {
-        self.begin();
-        line(page, format_args!("# HELP {} {}", self.name, self.help));
-        line(page, format_args!("# TYPE {} {}", self.name, T::KIND));
-        for (values, series) in &*lock(&self.series) {
-            let names = self.labels.iter().map(|(name, _)| *name);
-            let labels: Vec<_> = names.zip(values.iter().map(String::as_str)).collect();
-            series.expose(self.name, &labels, page);
-        }
     }
 }
 
