@@ -25,7 +25,7 @@ use crate::setup::agent::{Agent, Tool, ToolAction};
 use crate::setup::stop::Stop;
 use crate::toolbox::log::{complain, say};
 
-pub(crate) const BUILT_IN: &str = include_str!("agent/n8n-workflow.json");
+const BUILT_IN: &str = include_str!("agent/n8n-workflow.json");
 /// What the built-in workflow answers: greeting, transcript, booking.
 const BUILT_IN_ROUTES: [&str; 3] = ["1", "2", "3"];
 /// From the top of one branch to the end of its text, without its parameters.
@@ -107,22 +107,6 @@ fn node<'a>(workflow: &'a mut Value, name: &str) -> Option<&'a mut Value> {
     nodes.iter_mut().find(|node| node.get("name").is_some_and(|own| own == name))
 }
 
-fn n8n_node(
-    name: &str,
-    (kind, version): (&str, Value),
-    position: [i64; 2],
-    parameters: &Value,
-) -> Value {
-    json!({
-        "id": id(name),
-        "name": name,
-        "type": format!("n8n-nodes-base.{kind}"),
-        "typeVersion": version,
-        "position": position,
-        "parameters": parameters,
-    })
-}
-
 fn to(node: &str) -> Value {
     json!({"node": node, "type": "main", "index": 0})
 }
@@ -135,14 +119,14 @@ struct Branch<'a> {
 }
 
 impl Branch<'_> {
-    fn tool_names(&self) -> String {
-        let names: Vec<&str> = self.tools.iter().map(|(name, _)| *name).collect();
-        names.join(", ")
-    }
-
     /// No node of the built-in workflow begins with this word, whatever the tool is called.
     fn name(&self) -> String {
         format!("Tool {}", self.tool_names())
+    }
+
+    fn tool_names(&self) -> String {
+        let names: Vec<&str> = self.tools.iter().map(|(name, _)| *name).collect();
+        names.join(", ")
     }
 
     fn answer(&self) -> String {
@@ -252,6 +236,22 @@ impl Branch<'_> {
     fn height(&self) -> i64 {
         self.text_height() + NODES_HEIGHT + GAP
     }
+}
+
+fn n8n_node(
+    name: &str,
+    (kind, version): (&str, Value),
+    position: [i64; 2],
+    parameters: &Value,
+) -> Value {
+    json!({
+        "id": id(name),
+        "name": name,
+        "type": format!("n8n-nodes-base.{kind}"),
+        "typeVersion": version,
+        "position": position,
+        "parameters": parameters,
+    })
 }
 
 /// What n8n gets in `data`, a line each. A calendar arrives as its e-mail.

@@ -206,6 +206,12 @@ pub(super) fn host_of(url: &str) -> String {
     uri.and_then(|uri| uri.host().map(str::to_owned)).unwrap_or_default()
 }
 
+/// Without a password, and without what stands behind a `?`: there may be keys in either.
+pub(super) fn shown_url(url: &str) -> String {
+    let url = url.split(['?', '#']).next().unwrap_or_default();
+    without_logins(url)
+}
+
 /// No address in a text keeps its `user:password@`.
 pub(super) fn without_logins(text: &str) -> String {
     let mut parts = text.split("://");
@@ -218,10 +224,4 @@ pub(super) fn without_logins(text: &str) -> String {
         kept.extend(["://", &part[host..]]);
     }
     kept
-}
-
-/// Without a password, and without what stands behind a `?`: there may be keys in either.
-pub(super) fn shown_url(url: &str) -> String {
-    let url = url.split(['?', '#']).next().unwrap_or_default();
-    without_logins(url)
 }

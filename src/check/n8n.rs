@@ -37,7 +37,8 @@ fn ask(setup: &Setup) -> Finding {
     };
     if url.contains("/webhook-test/") {
         let what = "N8N_WEBHOOK_URL is the test URL, which answers only once, while you listen";
-        let cure = "activate the workflow, and put /webhook/ in place of /webhook-test/ in N8N_WEBHOOK_URL";
+        let cure = "activate the workflow, and put /webhook/ in place of /webhook-test/ in \
+                    N8N_WEBHOOK_URL";
         return WEBHOOK.wrong(what, cure);
     }
     let sid = format!("CAcheck{}", random_hex());
@@ -72,7 +73,8 @@ fn judge_greeting(greeting: Option<&str>, took: Duration) -> Finding {
     }
     if took > limit {
         let what = format!(
-            "answered after {took} ms: a caller waits {limit} ms and then hears the default greeting"
+            "answered after {took} ms: a caller waits {limit} ms and then hears the default \
+             greeting"
         );
         let cure = "make route 1 of the workflow faster (the first call after n8n starts is slow)";
         return WEBHOOK.warning(what, cure);

@@ -32,18 +32,6 @@ pub(super) struct Tunnel {
     pub(super) leads_to: String,
 }
 
-impl Tunnel {
-    pub(super) fn port(&self) -> u16 {
-        let (secure, rest) = match self.leads_to.split_once("://") {
-            Some((scheme, rest)) => (scheme == "https", rest),
-            None => (false, self.leads_to.as_str()),
-        };
-        let authority = rest.split('/').next().unwrap_or_default();
-        let port = authority.rsplit(':').next().unwrap_or_default();
-        port.parse().unwrap_or(if secure { 443 } else { 80 })
-    }
-}
-
 /// Why there is no address from ngrok, and what to do.
 pub(crate) struct NoTunnel {
     pub(super) what: String,
@@ -92,6 +80,18 @@ pub(super) fn tunnel_to(tunnels: &[Tunnel], port: u16) -> Result<String, NoTunne
         "ngrok is running, but has no tunnel".to_owned()
     };
     Err(NoTunnel { what, cure })
+}
+
+impl Tunnel {
+    pub(super) fn port(&self) -> u16 {
+        let (secure, rest) = match self.leads_to.split_once("://") {
+            Some((scheme, rest)) => (scheme == "https", rest),
+            None => (false, self.leads_to.as_str()),
+        };
+        let authority = rest.split('/').next().unwrap_or_default();
+        let port = authority.rsplit(':').next().unwrap_or_default();
+        port.parse().unwrap_or(if secure { 443 } else { 80 })
+    }
 }
 
 fn start(port: u16) -> String {

@@ -111,7 +111,8 @@ fn stand_in(setup: &'static Setup, nonce: &str) -> (Finding, Option<String>) {
             let cure = if error.kind() == io::ErrorKind::PermissionDenied {
                 "set PORT=8000: ports below 1024 are reserved for root"
             } else {
-                "set BIND to an address of this machine (0.0.0.0 is all of them), or set another PORT"
+                "set BIND to an address of this machine (0.0.0.0 is all of them), or set another \
+                 PORT"
             };
             (PORT.wrong(what, cure), None)
         }

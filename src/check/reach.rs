@@ -1,9 +1,9 @@
 //! Whether Twilio can reach and trust what this machine reaches and trusts.
 //!
-//! An address may lead here from here and from nowhere else: `localhost`, a private range, a name of
-//! the house. And a certificate may be trusted here through `SSL_CERT_FILE` only. With a number to
-//! be rung no call would come in, so that is wrong; without one it is worth knowing. A public name
-//! that is private here is a warning at most: outside it may well mean something else.
+//! An address may lead here from here and from nowhere else: `localhost`, a private range, a name
+//! of the house. And a certificate may be trusted here through `SSL_CERT_FILE` only. With a number
+//! to be rung no call would come in, so that is wrong; without one it is worth knowing. A public
+//! name that is private here is a warning at most: outside it may well mean something else.
 
 use std::net::{IpAddr, Ipv4Addr, ToSocketAddrs as _};
 
@@ -32,6 +32,21 @@ pub(super) fn certificate(config: &Config, url: &str) -> Finding {
     }
 }
 
+/// A Twilio in the same house, as in a test, reaches what is in the house.
+fn level(config: &Config) -> Level {
+    let is_at_home = leads_nowhere_outside(&host_of(&config.twilio_api_url));
+    if config.twilio_phone_number.is_some() && !is_at_home { Level::Wrong } else { Level::Warning }
+}
+
+/// Whatever the answer of a server of names.
+fn leads_nowhere_outside(host: &str) -> bool {
+    if let Ok(address) = host.trim_matches(['[', ']']).parse() {
+        return is_private(address);
+    }
+    let name = host.trim_end_matches('.').to_ascii_lowercase();
+    !name.contains('.') || HOUSE_NAMES.iter().any(|ending| name.ends_with(ending))
+}
+
 pub(super) fn address(config: &Config, url: &str) -> Option<Finding> {
     let host = host_of(url);
     if leads_nowhere_outside(&host) {
@@ -46,21 +61,6 @@ pub(super) fn address(config: &Config, url: &str) -> Option<Finding> {
              public name",
         )
     })
-}
-
-/// A Twilio in the same house, as in a test, reaches what is in the house.
-fn level(config: &Config) -> Level {
-    let is_at_home = leads_nowhere_outside(&host_of(&config.twilio_api_url));
-    if config.twilio_phone_number.is_some() && !is_at_home { Level::Wrong } else { Level::Warning }
-}
-
-/// Whatever the answer of a server of names.
-fn leads_nowhere_outside(host: &str) -> bool {
-    if let Ok(address) = host.trim_matches(['[', ']']).parse() {
-        return is_private(address);
-    }
-    let name = host.trim_end_matches('.').to_ascii_lowercase();
-    !name.contains('.') || HOUSE_NAMES.iter().any(|ending| name.ends_with(ending))
 }
 
 fn is_private(address: IpAddr) -> bool {

@@ -36,27 +36,6 @@ pub(super) enum Level {
     Skipped,
 }
 
-impl Level {
-    fn word(self) -> &'static str {
-        match self {
-            Level::Ok => "ok",
-            Level::Warning => "warning",
-            Level::Wrong => "wrong",
-            Level::Skipped => "skipped",
-        }
-    }
-
-    /// As terminals number them.
-    fn colour(self) -> &'static str {
-        match self {
-            Level::Ok => "32",
-            Level::Warning => "33",
-            Level::Wrong => "1;31",
-            Level::Skipped => "2",
-        }
-    }
-}
-
 /// Whom a line is about, and what was looked at, for scripts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Topic {
@@ -174,6 +153,27 @@ impl Printer {
             "what": printable(self.config, &finding.what),
             "cure": printable(self.config, &finding.cure),
         })
+    }
+}
+
+impl Level {
+    fn word(self) -> &'static str {
+        match self {
+            Level::Ok => "ok",
+            Level::Warning => "warning",
+            Level::Wrong => "wrong",
+            Level::Skipped => "skipped",
+        }
+    }
+
+    /// As terminals number them.
+    fn colour(self) -> &'static str {
+        match self {
+            Level::Ok => "32",
+            Level::Warning => "33",
+            Level::Wrong => "1;31",
+            Level::Skipped => "2",
+        }
     }
 }
 

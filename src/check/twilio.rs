@@ -200,8 +200,11 @@ fn judge_webhooks(number: &Value, wanted: &str) -> Vec<Finding> {
     let (status, method) = (status_url(wanted), text("status_callback_method"));
     if !is_set(number, "status_callback", &status) || method == "GET" {
         let what = match text("status_callback") {
-            "" => "the number has no status callback: the line of a caller who hangs up early stays busy"
-                .to_owned(),
+            "" => {
+                "the number has no status callback: the line of a caller who hangs up early stays \
+                 busy"
+                    .to_owned()
+            }
             url => format!("the number's status callback is {} ({method})", shown_url(url)),
         };
         findings.push(

@@ -62,6 +62,7 @@ fn the_docs_show_the_diagram_of_the_built_in_agent() {
     assert_eq!(
         shown.unwrap_or_default(),
         diagram::mermaid(&built_in_agent()),
-        "docs/agent-files.md is stale: put what `cargo run -- diagram` prints into its mermaid block"
+        "docs/agent-files.md is stale: put what `cargo run -- diagram` prints into its mermaid \
+         block"
     );
 }

@@ -67,6 +67,13 @@ impl Lobby {
     }
 }
 
+impl Drop for Visitor {
+    fn drop(&mut self) {
+        self.is_decided();
+        self.lobby.inside.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 impl Visitor {
     pub(crate) fn is_decided(&self) {
         let mut undecided = lock(&self.lobby.undecided);
@@ -74,12 +81,5 @@ impl Visitor {
         if undecided.len() < UNDECIDED_MAX / 2 {
             self.lobby.crowded.store(false, Ordering::SeqCst);
         }
-    }
-}
-
-impl Drop for Visitor {
-    fn drop(&mut self) {
-        self.is_decided();
-        self.lobby.inside.fetch_sub(1, Ordering::SeqCst);
     }
 }

@@ -10,7 +10,7 @@ use crate::toolbox::log::log;
 use crate::toolbox::metrics::refused;
 
 /// The body of a webhook. Twilio's are under 4 KiB; a longer one is refused with 413.
-pub(crate) const BODY_BYTES_MAX: usize = 64 * 1_024;
+pub(super) const BODY_BYTES_MAX: usize = 64 * 1_024;
 
 pub(crate) struct Reply {
     status: u16,
@@ -29,12 +29,12 @@ impl Reply {
         Reply::new(status, "text/plain; charset=utf-8", format!("{text}\n"))
     }
 
-    pub(crate) fn json(status: u16, body: &Value) -> Reply {
-        Reply::new(status, "application/json", format!("{body}\n"))
-    }
-
     pub(crate) fn error(status: u16, what: &str) -> Reply {
         Reply::json(status, &json!({"error": what}))
+    }
+
+    pub(crate) fn json(status: u16, body: &Value) -> Reply {
+        Reply::new(status, "application/json", format!("{body}\n"))
     }
 
     pub(crate) fn twiml(body: String) -> Reply {

@@ -104,10 +104,6 @@ impl Calls {
         lock(&self.list).live.values().cloned().collect()
     }
 
-    pub(crate) fn find(&self, sid: &str) -> Option<Arc<Call>> {
-        lock(&self.list).live.get(sid).cloned()
-    }
-
     /// Is, or was, this a call of this process?
     pub(crate) fn knows(&self, sid: &str) -> bool {
         let list = lock(&self.list);
@@ -120,6 +116,10 @@ impl Calls {
         live.or_else(|| {
             list.ended.iter().rev().find(|(ended, _)| ended == sid).map(|(_, how)| *how)
         })
+    }
+
+    pub(crate) fn find(&self, sid: &str) -> Option<Arc<Call>> {
+        lock(&self.list).live.get(sid).cloned()
     }
 }
 

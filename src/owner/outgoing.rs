@@ -26,29 +26,6 @@ const RINGING_MAX: Duration = Duration::from_mins(11);
 /// Outgoing calls that ring at the same time. The next is refused with 503.
 const RINGING_AT_ONCE_MAX: usize = 100;
 
-/// Outgoing calls that ring, by the id we have put into their webhook's address, each with the
-/// greeting that was asked for.
-#[derive(Default)]
-pub(crate) struct Ringing(Mutex<HashMap<String, (Instant, String)>>);
-
-impl Ringing {
-    fn add(&self, first_message: &str) -> Option<String> {
-        let mut ringing = lock(&self.0);
-        ringing.retain(|_, (since, _)| since.elapsed() < RINGING_MAX);
-        if ringing.len() >= RINGING_AT_ONCE_MAX {
-            return None;
-        }
-        let id = random_hex();
-        ringing.insert(id.clone(), (Instant::now(), first_message.to_owned()));
-        Some(id)
-    }
-
-    /// Is this call one of ours, and what is it to be greeted with? Empty: as usual.
-    pub(crate) fn take(&self, id: &str) -> Option<String> {
-        lock(&self.0).remove(id).map(|(_, first_message)| first_message)
-    }
-}
-
 /// `{"phoneNumber":"+49…","firstMessage":"…"}`, the second one optional. 201 with `callSid`, or an
 /// error with `error`, and Twilio's `code` where Twilio has refused.
 pub(crate) fn outgoing_call(bridge: &'static Bridge, _url: &str, order: &Value) -> Reply {
@@ -83,5 +60,28 @@ pub(crate) fn outgoing_call(bridge: &'static Bridge, _url: &str, order: &Value) 
             bridge.ringing.take(&id);
             reply
         }
+    }
+}
+
+/// Outgoing calls that ring, by the id we have put into their webhook's address, each with the
+/// greeting that was asked for.
+#[derive(Default)]
+pub(crate) struct Ringing(Mutex<HashMap<String, (Instant, String)>>);
+
+impl Ringing {
+    fn add(&self, first_message: &str) -> Option<String> {
+        let mut ringing = lock(&self.0);
+        ringing.retain(|_, (since, _)| since.elapsed() < RINGING_MAX);
+        if ringing.len() >= RINGING_AT_ONCE_MAX {
+            return None;
+        }
+        let id = random_hex();
+        ringing.insert(id.clone(), (Instant::now(), first_message.to_owned()));
+        Some(id)
+    }
+
+    /// Is this call one of ours, and what is it to be greeted with? Empty: as usual.
+    pub(crate) fn take(&self, id: &str) -> Option<String> {
+        lock(&self.0).remove(id).map(|(_, first_message)| first_message)
     }
 }

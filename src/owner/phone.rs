@@ -17,7 +17,7 @@ use crate::toolbox::random::random_hex;
 use crate::{Answer, Bridge, IncomingCall, take_call, what_comes_next};
 
 /// The number of whoever calls through the page. No number of a telephone's looks like it.
-pub(crate) const BROWSER: &str = "browser";
+const BROWSER: &str = "browser";
 
 /// `POST /browser-call`: the page's phone has been picked up. Behind this it does what Twilio
 /// would: opens the media stream with the token, and talks.
@@ -68,11 +68,6 @@ impl Answer {
     }
 }
 
-/// The call in `/browser-call/{sid}/stream-ended`.
-pub(crate) fn browser_stream(path: &str) -> Option<&str> {
-    path.strip_prefix("/browser-call/")?.strip_suffix("/stream-ended").filter(|sid| is_sid(sid))
-}
-
 /// `POST /browser-call/{sid}/stream-ended`: what Twilio asks at `/stream-ended`, asked by the page.
 /// `callStatus` and `dialCallStatus` in the body mean what they mean in Twilio's form: the page
 /// rings nobody, but it can tell that nobody has answered.
@@ -93,4 +88,9 @@ pub(crate) fn browser_stream_ended(bridge: &'static Bridge, url: &str, order: &V
     let answer = what_comes_next(bridge, sid, status, dial_status);
     let (twiml, parameters) = (answer.twiml(bridge), answer.parameters());
     Reply::json(200, &json!({"twiml": twiml, "parameters": parameters}))
+}
+
+/// The call in `/browser-call/{sid}/stream-ended`.
+pub(crate) fn browser_stream(path: &str) -> Option<&str> {
+    path.strip_prefix("/browser-call/")?.strip_suffix("/stream-ended").filter(|sid| is_sid(sid))
 }

@@ -1,9 +1,10 @@
 //! The three parties on the other side: what goes over the wire to and from each.
 //!
-//! `twilio` brings the caller, `ultravox` is the agent, `n8n` the owner's business logic. Each room
-//! reads what its party sends into types, writes what the party takes, and says in a
-//! `toolbox::failure::Failure` what went wrong and what to do about it. What any of it means for a
-//! call is decided in main.rs.
+//! `twilio` brings the call and its sound, `ultravox` is where the agent lives, and `n8n` is the
+//! owner's business logic. Each room turns what its party sends into values, and values into what
+//! it is sent, for the story in `main.rs`.
+//!
+//! None of them knows of a call, or of one another, or decides what a failure means for a caller.
 
 pub(crate) mod n8n;
 pub(crate) mod twilio;

@@ -108,7 +108,7 @@ pub(crate) enum ToolAction {
 }
 
 /// The agent that is compiled in: the receptionist of an insurance company.
-pub(crate) const BUILT_IN_AGENT: [(&str, &str); 4] = [
+const BUILT_IN_AGENT: [(&str, &str); 4] = [
     ("agent.json", include_str!("../agent/agent.json")),
     ("greeting.md", include_str!("../agent/greeting.md")),
     ("main_convo.md", include_str!("../agent/main_convo.md")),
@@ -116,7 +116,7 @@ pub(crate) const BUILT_IN_AGENT: [(&str, &str); 4] = [
 ];
 
 /// What prompts, the first message and tools may hold in braces. Tools add their own parameters.
-pub(crate) const PLACEHOLDERS: [&str; 4] = ["agent_name", "company_name", "now", "caller_number"];
+pub(super) const PLACEHOLDERS: [&str; 4] = ["agent_name", "company_name", "now", "caller_number"];
 
 impl Agent {
     pub(crate) fn load(config: &Config) -> Result<Agent, Vec<String>> {

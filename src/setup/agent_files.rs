@@ -46,7 +46,7 @@ pub(super) struct AgentFile {
 pub(super) struct ToolFile {
     pub(super) description: String,
     pub(super) parameters: Option<Schema>,
-    pub(super) timeout_s: Option<u64>,
+    timeout_s: Option<u64>,
     #[serde(flatten)]
     pub(super) action: Map<String, Value>,
 }
@@ -55,10 +55,6 @@ pub(super) struct ToolFile {
 pub(super) struct Mistakes(pub(super) Vec<String>);
 
 impl Mistakes {
-    fn add(&mut self, place: impl Display, what: impl Display) {
-        self.0.push(format!("agent.json  {place} {what}"));
-    }
-
     pub(super) fn entries<T: serde::de::DeserializeOwned>(
         &mut self,
         place: &str,
@@ -72,6 +68,10 @@ impl Mistakes {
             }
         }
         entries
+    }
+
+    fn add(&mut self, place: impl Display, what: impl Display) {
+        self.0.push(format!("agent.json  {place} {what}"));
     }
 
     pub(super) fn tool(&mut self, name: &str, file: ToolFile) -> Option<Tool> {

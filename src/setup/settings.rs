@@ -22,7 +22,7 @@ use crate::toolbox::log::{Level, LogFormat};
 /// `API_TOKEN`. A shorter one could be guessed.
 pub(super) const API_TOKEN_CHARS_MIN: usize = 16;
 /// Every setting, in the order of `.env.example` and the README.
-pub(crate) const SETTINGS: [&str; 30] = [
+const SETTINGS: [&str; 30] = [
     "ULTRAVOX_API_KEY",
     "PUBLIC_URL",
     "N8N_WEBHOOK_URL",

@@ -22,15 +22,6 @@ pub(super) struct Settings {
 }
 
 impl Settings {
-    /// `NAME=` in `.env.example` means "not set", so an empty value is none.
-    pub(super) fn text(&self, name: &str) -> Option<String> {
-        self.values.get(name).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty())
-    }
-
-    pub(super) fn complain(&mut self, name: &str, what: impl Display) {
-        self.complaints.push(format!("{name}  {what}"));
-    }
-
     pub(super) fn required(&mut self, name: &str, where_from: &str) -> String {
         let text = self.text(name).unwrap_or_default();
         if text.is_empty() {
@@ -41,13 +32,13 @@ impl Settings {
         text
     }
 
-    pub(super) fn parsed<T: std::str::FromStr>(&mut self, name: &str, wanted: &str) -> Option<T> {
-        let text = self.text(name)?;
-        let value = text.parse().ok();
-        if value.is_none() {
-            self.complain(name, format_args!("is \"{text}\": must be {wanted}"));
-        }
-        value
+    fn complain(&mut self, name: &str, what: impl Display) {
+        self.complaints.push(format!("{name}  {what}"));
+    }
+
+    /// `NAME=` in `.env.example` means "not set", so an empty value is none.
+    pub(super) fn text(&self, name: &str) -> Option<String> {
+        self.values.get(name).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty())
     }
 
     pub(super) fn number<T>(&mut self, name: &str, default: T, least: T, most: T) -> T
@@ -63,6 +54,15 @@ impl Settings {
                 default
             }
         }
+    }
+
+    pub(super) fn parsed<T: std::str::FromStr>(&mut self, name: &str, wanted: &str) -> Option<T> {
+        let text = self.text(name)?;
+        let value = text.parse().ok();
+        if value.is_none() {
+            self.complain(name, format_args!("is \"{text}\": must be {wanted}"));
+        }
+        value
     }
 
     pub(super) fn one_of<T: Copy>(&mut self, name: &str, choices: &[(&str, T)]) -> T {
@@ -82,21 +82,6 @@ impl Settings {
             ),
         );
         choices[0].1
-    }
-
-    pub(super) fn url(&mut self, name: &str) -> Option<String> {
-        let text = self.text(name)?;
-        let web = text.starts_with("https://") || text.starts_with("http://");
-        match text.parse::<tungstenite::http::Uri>() {
-            Ok(uri) if web && uri.host().is_some_and(|host| !host.is_empty()) => {
-                Some(text.trim_end_matches('/').to_owned())
-            }
-            // Not quoted: it may hold a password.
-            _ => {
-                self.complain(name, "must be an address that starts with https:// or http://");
-                None
-            }
-        }
     }
 
     pub(super) fn public_url(&mut self) -> String {
@@ -128,6 +113,21 @@ impl Settings {
             self.complain("PUBLIC_URL", format_args!("is \"{url}\": must not have a ? or #"));
         }
         url
+    }
+
+    pub(super) fn url(&mut self, name: &str) -> Option<String> {
+        let text = self.text(name)?;
+        let web = text.starts_with("https://") || text.starts_with("http://");
+        match text.parse::<tungstenite::http::Uri>() {
+            Ok(uri) if web && uri.host().is_some_and(|host| !host.is_empty()) => {
+                Some(text.trim_end_matches('/').to_owned())
+            }
+            // Not quoted: it may hold a password.
+            _ => {
+                self.complain(name, "must be an address that starts with https:// or http://");
+                None
+            }
+        }
     }
 
     pub(super) fn header(&mut self, name: &str) -> Option<(String, Secret)> {

@@ -22,7 +22,7 @@ use crate::toolbox::socket::{READ_BYTES, Socket, SocketState, WRITE_WITHIN, Wire
 use crate::toolbox::threads::lock;
 
 /// Joining the agent's WebSocket: connect, TLS, upgrade, each.
-pub(crate) const JOIN_WITHIN: Duration = Duration::from_secs(5);
+const JOIN_WITHIN: Duration = Duration::from_secs(5);
 /// The head of the answer to an upgrade.
 const HEAD_BYTES_MAX: usize = 16 * 1_024;
 

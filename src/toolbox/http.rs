@@ -126,7 +126,8 @@ fn no_answer(party: Party, error: ureq::Error, within: Duration) -> Failure {
             Failure::new(party, "no connection in time").certainly_not_done()
         }
         Error::Timeout(_) => {
-            // To the hundredth of a second: what is left of a deadline is a hair less than the whole.
+            // To the hundredth of a second: what is left of a deadline is a hair less than the
+            // whole.
             let ms = (within.as_millis() + 5) / 10 * 10;
             Failure::new(party, format!("no answer within {ms} ms"))
         }

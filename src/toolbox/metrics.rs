@@ -32,7 +32,7 @@ pub(crate) static CALLS_IN_PROGRESS: Family<Gauge> =
 pub(crate) static CALLS_MAX: Family<Gauge> =
     Family::gauges("callbridge_calls_max", "The lines there are, MAX_CALLS.", &[]);
 
-pub(crate) static REFUSALS: Family<Counter> = Family::counters(
+static REFUSALS: Family<Counter> = Family::counters(
     "callbridge_refusals_total",
     "Connections, requests and calls turned away.",
     &[("reason", &REASONS)],
@@ -47,13 +47,13 @@ pub(crate) static DEAD_AIR: Family<Histogram> = Family::waits(
     &[],
 );
 
-pub(crate) static RELAY_DELAY: Family<Histogram> = Family::frames(
+static RELAY_DELAY: Family<Histogram> = Family::frames(
     "callbridge_relay_delay_seconds",
     "From reading a message with sound to its being sent.",
     &[("direction", &["to_agent", "to_caller"])],
 );
 
-pub(crate) static FRAMES_DROPPED: Family<Counter> = Family::counters(
+static FRAMES_DROPPED: Family<Counter> = Family::counters(
     "callbridge_frames_dropped_total",
     "Messages with sound that reached nobody.",
     &[("direction", &["to_agent", "to_caller"])],
@@ -116,7 +116,7 @@ pub(crate) static OUTBOX_GIVEN_UP: Family<Gauge> = Family::gauges(
     &[],
 );
 
-pub(crate) static LOG_LINES: Family<Counter> = Family::counters(
+pub(super) static LOG_LINES: Family<Counter> = Family::counters(
     "callbridge_log_lines_total",
     "Warnings and errors, logged or not.",
     &[("level", &["error", "warn"])],

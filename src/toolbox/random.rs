@@ -6,6 +6,11 @@
 use data_encoding::HEXLOWER;
 use ring::rand::SecureRandom as _;
 
+/// 128 random bits.
+pub(crate) fn random_hex() -> String {
+    HEXLOWER.encode(&random_bytes::<16>())
+}
+
 pub(crate) fn random_bytes<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
     if ring::rand::SystemRandom::new().fill(&mut bytes).is_err() {
@@ -13,11 +18,6 @@ pub(crate) fn random_bytes<const N: usize>() -> [u8; N] {
         std::process::abort();
     }
     bytes
-}
-
-/// 128 random bits.
-pub(crate) fn random_hex() -> String {
-    HEXLOWER.encode(&random_bytes::<16>())
 }
 
 /// Six digits, as a claim number is read out.

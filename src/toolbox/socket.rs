@@ -31,7 +31,7 @@ use crate::toolbox::threads::lock;
 /// A peer that takes nothing for this long is dead, not a reason to hang.
 pub(crate) const WRITE_WITHIN: Duration = Duration::from_secs(5);
 /// One message from Twilio. A frame takes 300 bytes.
-pub(crate) const TWILIO_MESSAGE_BYTES_MAX: usize = 64 * 1_024;
+const TWILIO_MESSAGE_BYTES_MAX: usize = 64 * 1_024;
 /// One message from Ultravox. Thirty seconds of PCM take 480,000 bytes.
 pub(crate) const AGENT_MESSAGE_BYTES_MAX: usize = 1_024 * 1_024;
 /// What one `read` takes from a socket.

@@ -19,7 +19,7 @@ use data_encoding::HEXLOWER;
 pub(crate) const SAMPLE_RATE_HZ: usize = 8_000;
 /// Twilio sends a frame this often (observed everywhere, promised nowhere), and Ultravox wants one
 /// this often, silence included.
-pub(crate) const FRAME_MS: usize = 20;
+const FRAME_MS: usize = 20;
 pub(crate) const FRAME: Duration = Duration::from_millis(FRAME_MS as u64);
 /// Bytes of PCM in a frame for Ultravox.
 pub(crate) const FRAME_BYTES: usize = SAMPLE_RATE_HZ * FRAME_MS / 1_000 * SAMPLE_BYTES;

@@ -58,7 +58,7 @@ pub(crate) struct Start {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct MediaFormat {
     pub(crate) encoding: String,
-    pub(crate) sample_rate: usize,
+    sample_rate: usize,
 }
 
 /// The envelope of them all. `borrow` works on a bare `Cow` only, hence the empty texts for "none".

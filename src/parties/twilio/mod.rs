@@ -1,8 +1,9 @@
 //! Twilio brings the call: webhooks in, `TwiML` out, and a Media Stream for the sound.
 //!
-//! Here are the form of a webhook and its signature. The rooms inside: `twiml` writes what Twilio is
-//! told, `messages` and `stream` are the caller's leg, `rest` is Twilio's own API for calls that go
-//! out. Nothing here decides about a call; and nothing behind here checks a signature again.
+//! Here are the form of a webhook and its signature. The rooms inside: `twiml` writes what Twilio
+//! is told, `messages` and `stream` are the caller's leg, `rest` is Twilio's own API for calls
+//! that go out. Nothing here decides about a call; and nothing behind here checks a signature
+//! again.
 
 pub(crate) mod keys;
 pub(crate) mod messages;

@@ -258,7 +258,7 @@ impl CallerLeg {
 }
 
 /// A message with sound in it, most of which is left out.
-pub(crate) fn media_in_short(text: &str) -> String {
+pub(super) fn media_in_short(text: &str) -> String {
     let mut message: Value = serde_json::from_str(text).unwrap_or_default();
     if let Some(payload) = message.pointer_mut("/media/payload") {
         *payload = json!(cut(payload.as_str().unwrap_or_default(), 24));

@@ -1,10 +1,10 @@
 //! What Ultravox is asked for: the body of `POST /api/calls`, and the part of it that a change of
 //! stage sends again.
 //!
-//! Pure functions from the agent's files and the settings to JSON; nothing is sent here. The shapes
-//! are those of docs.ultravox.ai/api-reference/calls/calls-post. What Ultravox does not get it takes
-//! from its own defaults or, in a new stage, from the stage before: so a stage always sends its
-//! prompt, its voice **and** its tools.
+//! Pure functions from the agent's files and the settings to JSON; nothing is sent here. The
+//! shapes are those of docs.ultravox.ai/api-reference/calls/calls-post. What Ultravox does not get
+//! it takes from its own defaults or, in a new stage, from the stage before: so a stage always
+//! sends its prompt, its voice **and** its tools.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! The agent's leg: Ultravox's `serverWebSocket`, on which its voice is binary and all else is JSON.
+//! The agent's leg: Ultravox's `serverWebSocket`, on which its voice is binary and all else JSON.
 //!
 //! Thread U reads it with [`AgentLeg::next`]; any thread may send sound, text and results. The
 //! caller's PCM goes out in binary messages of any length, and wants to be unbroken: silence is

@@ -6,9 +6,9 @@
 //! <- 201 {"callId":"7c21…","joinUrl":"wss://…", …}
 //! ```
 //!
-//! [`Ultravox::create`] and [`Ultravox::join`] block until a deadline; what is said afterwards goes
-//! over the agent's leg (`leg`). Busy (429, 503) is tried once more, if Ultravox names a time that a
-//! caller can wait for. Nothing else is: a second call would be billed as well.
+//! [`Ultravox::create`] and [`Ultravox::join`] block until a deadline; what is said afterwards
+//! goes over the agent's leg (`leg`). Busy (429, 503) is tried once more, if Ultravox names a time
+//! that a caller can wait for. Nothing else is: a second call would be billed as well.
 
 pub(crate) mod body;
 pub(crate) mod leg;

@@ -1,4 +1,4 @@
-//! One run of a tool, as the agent asks for it and is answered: an [`Invocation`], a [`ToolResult`].
+//! One run of a tool, as the agent asks for it and is answered: [`Invocation`], [`ToolResult`].
 //!
 //! Pure values: what a tool of the agent's files does with them is decided in step 7. Here is what
 //! can be said of an invocation by itself: whether the model has left out or made up something,

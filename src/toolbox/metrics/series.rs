@@ -63,37 +63,6 @@ impl Family<Histogram> {
     }
 }
 
-impl<T> Family<T> {
-    const fn new(
-        name: &'static str,
-        help: &'static str,
-        labels: Labels,
-        fresh: fn() -> T,
-    ) -> Family<T> {
-        Family { name, help, labels, fresh, series: Mutex::new(BTreeMap::new()) }
-    }
-
-    /// The series with these values of the labels, in their order.
-    pub(crate) fn of(&self, values: &[&str]) -> Arc<T> {
-        let values = values.iter().map(|value| (*value).to_owned()).collect();
-        Arc::clone(lock(&self.series).entry(values).or_insert_with(|| Arc::new((self.fresh)())))
-    }
-
-    /// Every series that the table knows: each value of one label with each of the next.
-    fn begin(&self) {
-        let mut rows = vec![Vec::new()];
-        for (_, values) in self.labels {
-            rows = rows
-                .iter()
-                .flat_map(|row| values.iter().map(|value| [row.as_slice(), &[*value]].concat()))
-                .collect();
-        }
-        for row in rows {
-            self.of(&row);
-        }
-    }
-}
-
 /// What `/metrics` shows of a family.
 pub(super) trait Exposition: Sync {
     fn expose(&self, page: &mut String);
@@ -109,6 +78,37 @@ impl<T: Series> Exposition for Family<T> {
             let labels: Vec<_> = names.zip(values.iter().map(String::as_str)).collect();
             series.expose(self.name, &labels, page);
         }
+    }
+}
+
+impl<T> Family<T> {
+    const fn new(
+        name: &'static str,
+        help: &'static str,
+        labels: Labels,
+        fresh: fn() -> T,
+    ) -> Family<T> {
+        Family { name, help, labels, fresh, series: Mutex::new(BTreeMap::new()) }
+    }
+
+    /// Every series that the table knows: each value of one label with each of the next.
+    fn begin(&self) {
+        let mut rows = vec![Vec::new()];
+        for (_, values) in self.labels {
+            rows = rows
+                .iter()
+                .flat_map(|row| values.iter().map(|value| [row.as_slice(), &[*value]].concat()))
+                .collect();
+        }
+        for row in rows {
+            self.of(&row);
+        }
+    }
+
+    /// The series with these values of the labels, in their order.
+    pub(crate) fn of(&self, values: &[&str]) -> Arc<T> {
+        let values = values.iter().map(|value| (*value).to_owned()).collect();
+        Arc::clone(lock(&self.series).entry(values).or_insert_with(|| Arc::new((self.fresh)())))
     }
 }
 
