@@ -84,7 +84,6 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::TcpListener;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, LazyLock, Mutex, PoisonError, mpsc};
@@ -132,11 +131,12 @@ use crate::parties::ultravox::leg::{FromAgent, Invocation, ToolResult, ping, tel
 use crate::parties::ultravox::{
     AGENT_AHEAD_MS, AgentCall, agent_call_for_the_eye, host_only, post_agent_call, selected_tools,
 };
+use crate::records::delivery::{DELIVER_WITHIN, Delivery};
 use crate::records::ended_by::EndedBy;
 use crate::records::event::{Direction, Event, ToolAsked};
 use crate::records::exhibit::Exhibit;
-use crate::records::journal::{Journal, WIRE_CHARS_MAX};
-use crate::records::outbox::{DELIVER_WITHIN, Delivery, Outbox};
+use crate::records::journal::{Journal, Journals, WIRE_CHARS_MAX};
+use crate::records::outbox::Outbox;
 use crate::records::past::PastCall;
 use crate::records::transcript::{Heard, Transcript};
 use crate::setup::agent::{Agent, Tool, ToolAction, find_calendar};
@@ -323,6 +323,7 @@ struct Bridge {
     tls: Arc<ClientConfig>,
     calls: Calls,
     lobby: Lobby,
+    journals: Journals,
     outbox: Outbox,
     ringing: Ringing,
     metrics: Metrics,
@@ -375,9 +376,8 @@ fn run(bridge: &'static Bridge, listener: TcpListener) -> io::Result<()> {
     spawn("front door".into(), move || front_door(bridge, &listener))?;
     // Thousands of journals take a while to read. Neither a caller nor a signal waits for them.
     spawn("journals".into(), move || {
-        let is_ours = |sid: &str| bridge.calls.knows(sid);
         let file = |delivery: &mut Delivery| file_transcript(bridge, delivery);
-        if let Err(error) = bridge.outbox.start(is_ours, file) {
+        if let Err(error) = bridge.outbox.start(&bridge.journals, file) {
             log!(Error, "transcripts stay on disk until the next start: {error}");
         }
     })?;
@@ -399,6 +399,7 @@ impl Bridge {
             web: http_agent(roots),
             calls: Calls::default(),
             lobby: Lobby::default(),
+            journals: Journals::new(&config.data_dir),
             outbox: Outbox::new(&config),
             ringing: Ringing::default(),
             metrics: Metrics::new(&agent),
@@ -670,7 +671,7 @@ impl Call {
             state: Mutex::new(state),
             changed: Condvar::new(),
             transcript: Mutex::default(),
-            journal: Journal::begin(&bridge.config.data_dir, incoming.sid),
+            journal: bridge.journals.begin(incoming.sid),
             shown: AtomicU64::new(0),
             loud_at_ms: AtomicU64::new(0),
             tool_answers: Mutex::default(),
@@ -679,7 +680,7 @@ impl Call {
     }
 
     /// The same call, from what a process that is gone (or a transfer that failed) has left of it.
-    fn from_journal(bridge: &'static Bridge, path: PathBuf, past: PastCall) -> Call {
+    fn from_journal(bridge: &'static Bridge, journal: Journal, past: PastCall) -> Call {
         let incoming = IncomingCall {
             sid: &past.sid,
             number: &past.number,
@@ -699,7 +700,7 @@ impl Call {
         }
         call.rang = Instant::now().checked_sub(past.age).unwrap_or(call.rang);
         call.transcript = Mutex::new(past.transcript);
-        call.journal = Journal::at(path);
+        call.journal = journal;
         call
     }
 
@@ -2077,10 +2078,7 @@ fn after(call: &Call) {
 /// One try, on a thread of the outbox. An error: there is to be another.
 fn file_transcript(bridge: &Bridge, delivery: &mut Delivery) -> Result<(), Failure> {
     if delivery.is_unfinished() {
-        if bridge.calls.find(&delivery.sid).is_some_and(|call| !call.is_over()) {
-            // It was taken up again, and files itself when it ends.
-            return Ok(());
-        }
+        // Nobody has taken it up again.
         delivery.finish();
         bridge.metrics.calls.of(&[&delivery.ended_by.to_string()]).add();
     }
@@ -2090,11 +2088,7 @@ fn file_transcript(bridge: &Bridge, delivery: &mut Delivery) -> Result<(), Failu
         return Ok(());
     }
     if bridge.config.n8n_webhook_url.is_none() {
-        log!(delivery, Info, After, "the transcript is in {}", delivery.journal().display());
-        return Ok(());
-    }
-    if PastCall::read(delivery.journal()).is_ok_and(|past| past.delivered) {
-        // `callbridge outbox --retry` was faster.
+        log!(delivery, Info, After, "the transcript is in {}", delivery.path().display());
         return Ok(());
     }
     offer(bridge, delivery)?;

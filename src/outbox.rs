@@ -5,9 +5,11 @@
 //! old it is, and its journal says what came of it, so that the server leaves it alone. A call that
 //! may still go on is none of its business.
 
+use std::time::Duration;
+
+use crate::records::delivery::{Claim, Delivery, TRANSFER_MAX};
 use crate::records::event::Event;
 use crate::records::journal::journals;
-use crate::records::outbox::{Delivery, TRANSFER_MAX};
 use crate::records::past::PastCall;
 use crate::setup::settings::Config;
 use crate::toolbox::failure::{Stop, needs_attention};
@@ -15,12 +17,22 @@ use crate::toolbox::log::{complain, say};
 use crate::toolbox::text::shorten_number;
 use crate::{Bridge, offer};
 
+/// For what was noted in the journals.
+const FLUSH_WITHIN: Duration = Duration::from_secs(10);
+
 /// `callbridge outbox [--retry]`: what n8n has not taken, and why; and one more try now.
 pub(crate) fn run(retry: bool) -> Result<(), Stop> {
     let config = Config::load().map_err(|complaints| needs_attention("setting", &complaints))?;
     let bridge = Bridge::new(config)?;
+    let data_dir = &bridge.config.data_dir;
+    if !data_dir.is_dir() {
+        let directory = std::path::absolute(data_dir).unwrap_or_else(|_| data_dir.clone());
+        let what = "callbridge: there is no directory";
+        let advice = "set DATA_DIR as the server has it, or go where the server runs";
+        return Err(Stop::Failed(format!("{what} {} ({advice})", directory.display())));
+    }
     let mut waiting = 0;
-    for path in journals(&bridge.config.data_dir) {
+    for path in journals(data_dir) {
         let Ok(past) = PastCall::read(&path) else {
             complain(&format!("{}: cannot be read", path.display()));
             continue;
@@ -35,7 +47,12 @@ pub(crate) fn run(retry: bool) -> Result<(), Stop> {
         let number = shorten_number(&past.number);
         let why = if past.trouble.is_empty() { "not tried yet" } else { &past.trouble };
         let about = format!("{} {number}, {lines} lines, {hours} h old: {why}", past.sid);
-        let delivery = Delivery::left_behind(past, path);
+        let mut delivery = Delivery::left_behind(past, path);
+        match delivery.claim(&bridge.journals) {
+            Claim::Ours => {}
+            // The server has it: the call goes on, or is just being filed.
+            Claim::Held | Claim::Delivered => continue,
+        }
         match retry.then(|| offer(&bridge, &delivery)) {
             Some(Ok(())) => {
                 delivery.note(&Event::Delivered);
@@ -52,6 +69,7 @@ pub(crate) fn run(retry: bool) -> Result<(), Stop> {
             }
         }
     }
+    bridge.journals.flush(FLUSH_WITHIN);
     say(&format!("{waiting} transcripts wait for n8n\n"));
     match (retry, waiting) {
         (true, 1..) => Err(Stop::Failed("callbridge: n8n has not taken them all".into())),

@@ -14,7 +14,6 @@ use tempfile::tempdir;
 
 use crate::feed::feed;
 use crate::records::event::Direction;
-use crate::records::journal::Journal;
 use crate::records::transcript::{Heard, Speaker};
 use crate::testing::{DEADLINE, bridge, invocation};
 use crate::{Call, IncomingCall, missing, note_transcript};
@@ -81,7 +80,7 @@ fn whoever_looks_at_a_call_does_not_wait_for_the_disk() {
         wire: String::new(),
     };
     let mut call = Call::new(Box::leak(Box::new(bridge())), &incoming);
-    call.journal = Journal::at(pipe);
+    call.journal = call.bridge.journals.claim(&pipe).ok().unwrap();
     let heard = Heard {
         speaker: Speaker::User,
         ordinal: 0,

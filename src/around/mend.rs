@@ -5,8 +5,7 @@ use std::sync::Arc;
 use crate::around::lines::Slot;
 use crate::records::ended_by::EndedBy;
 use crate::records::exhibit::Exhibit;
-use crate::records::journal::journal_of;
-use crate::records::past::PastCall;
+use crate::records::journal::Unclaimed;
 use crate::toolbox::log::{Sid, log};
 use crate::toolbox::threads::lock;
 use crate::{
@@ -40,11 +39,26 @@ pub(crate) fn another_stream(call: &Arc<Call>) -> Answer {
 /// stage, with all that was said.
 pub(crate) fn take_up(bridge: &'static Bridge, sid: &str, what_happened: &'static str) -> Answer {
     let apology = &bridge.agent.phrases.apology;
-    let read = journal_of(&bridge.config.data_dir, sid)
-        .and_then(|path| PastCall::read(&path).ok().map(|past| (path, past)));
-    let Some((path, past)) = read.filter(|(_, past)| past.sid == sid) else {
-        log!(Sid { sid }, Error, Goodbye, "asked about a call of which there is no journal");
-        return cannot_serve(bridge, apology);
+    let (journal, past) = match bridge.journals.take_up(sid) {
+        Ok(found) => found,
+        Err(why) => {
+            if let Some(call) = bridge.calls.find(sid) {
+                // The same question came twice, and the first was faster.
+                return call.await_answer();
+            }
+            match why {
+                Unclaimed::NoJournal => log!(
+                    Sid { sid },
+                    Error,
+                    Goodbye,
+                    "asked about a call of which there is no journal"
+                ),
+                Unclaimed::Held => {
+                    log!(Sid { sid }, Error, Goodbye, "another process still carries this call");
+                }
+            }
+            return cannot_serve(bridge, apology);
+        }
     };
     if past.ended_by.is_some() {
         return Answer::HangUp;
@@ -52,7 +66,7 @@ pub(crate) fn take_up(bridge: &'static Bridge, sid: &str, what_happened: &'stati
     if past.transferred && what_happened == LINE_BROKE {
         return after_the_agent(bridge, EndedBy::Transferred);
     }
-    match bridge.calls.take_slot(sid, || Call::from_journal(bridge, path, past)) {
+    match bridge.calls.take_slot(sid, || Call::from_journal(bridge, journal, past)) {
         Slot::Yours(call, slot) => {
             log!(call, Warn, Ring, "the call is taken up from its journal");
             bridge.outbox.forget(sid);

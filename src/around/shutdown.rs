@@ -17,8 +17,8 @@ use crate::{AGENT_LEAVES_WITHIN, Bridge};
 /// A process that ends stays this long after its last call. Twilio asks what comes next when a
 /// stream is over; unanswered, the caller hears of an application error instead of a person.
 pub(crate) const LAST_QUESTION_WITHIN: Duration = Duration::from_secs(2);
-/// How often the journals are looked through for those that are older than `KEEP_DAYS`.
-pub(crate) const TIDY_EVERY: Duration = Duration::from_hours(24);
+/// For the last lines of the journals. A disk that hangs does not keep the process.
+const FLUSH_WITHIN: Duration = Duration::from_secs(2);
 
 /// Waits for SIGTERM or SIGINT, then for the calls to end by themselves. A second signal ends at
 /// once; what has been said is on disk by then, as always.
@@ -32,8 +32,7 @@ pub(crate) fn await_end(bridge: &'static Bridge, mut signals: Signals) -> io::Re
             }
         }
     })?;
-    let tidy = || bridge.outbox.tidy(|_, _| {});
-    if await_news(&next_news, TIDY_EVERY, tidy).is_none() {
+    if next_news.recv().is_err() {
         return Ok(());
     }
     let calls = bridge.calls.all().len();
@@ -54,22 +53,8 @@ pub(crate) fn await_end(bridge: &'static Bridge, mut signals: Signals) -> io::Re
     if let Ok(why) = next_news.recv() {
         log!(Info, "stopped: {why}");
     }
+    bridge.journals.flush(FLUSH_WITHIN);
     Ok(())
-}
-
-/// The thread that waits is the main one, which has nothing else to do.
-pub(crate) fn await_news<T>(
-    news: &mpsc::Receiver<T>,
-    tidy_every: Duration,
-    mut tidy: impl FnMut(),
-) -> Option<T> {
-    loop {
-        match news.recv_timeout(tidy_every) {
-            Ok(news) => return Some(news),
-            Err(mpsc::RecvTimeoutError::Timeout) => tidy(),
-            Err(mpsc::RecvTimeoutError::Disconnected) => return None,
-        }
-    }
 }
 
 pub(crate) fn drain_calls(bridge: &'static Bridge) {
@@ -92,6 +77,3 @@ pub(crate) fn drain_calls(bridge: &'static Bridge) {
     // Nothing announces that Twilio will not ask.
     thread::sleep(LAST_QUESTION_WITHIN.saturating_sub(bridge.calls.since_last_end()));
 }
-
-#[cfg(test)]
-mod tests;

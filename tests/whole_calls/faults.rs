@@ -1630,8 +1630,9 @@ fn after_three_days_a_transcript_is_kept_and_reported() -> Outcome {
     Ok(())
 }
 
+/// Its clock may be wrong, and is set right soon. A unit test sees them go in their time.
 #[test]
-fn delivered_journals_are_removed_after_their_time() -> Outcome {
+fn a_start_removes_no_journal_however_old() -> Outcome {
     const DAY: i64 = 86_400;
     let world = builder().setting("KEEP_DAYS", 2).start()?;
     world.bridge.wait_for_log("journals of calls that are not filed")?;
@@ -1650,12 +1651,7 @@ fn delivered_journals_are_removed_after_their_time() -> Outcome {
     }
     world.bridge.restart()?;
     world.bridge.wait_for_log_since(seen, "journals of calls that are not filed")?;
-    let left = world.journals();
-    let there = |number| {
-        let sid = made_up_sid(number);
-        left.iter().any(|path| path.to_string_lossy().contains(&sid))
-    };
-    assert!(!there(1) && there(2) && there(3), "{left:?}");
+    assert_eq!(world.journals().len(), 3, "deleted");
     Ok(())
 }
 

@@ -4,6 +4,7 @@
 
 #[path = "../../src/demo.rs"]
 mod demo;
+mod disk;
 mod faults;
 mod happy;
 mod metrics;

@@ -3,14 +3,15 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::fs;
-use std::path::PathBuf;
 
+use jiff::Timestamp;
 use serde_json::json;
 use tempfile::tempdir;
 
-use crate::records::journal::{journals, sid_of};
-use crate::records::outbox::Outbox;
+use crate::records::journal::{Journals, journals as all, sid_of};
+use crate::records::outbox::{CLOCK_STEADY_FOR, Clock, Outbox};
 use crate::testing::{file_in, settings};
+use crate::toolbox::threads::lock;
 
 #[test]
 fn journals_are_removed_while_the_process_runs() {
@@ -39,13 +40,36 @@ fn journals_are_removed_while_the_process_runs() {
             format!("{ring}\n{last}\n"),
         );
     }
-    let mut waiting = Vec::new();
-    outbox.tidy(|past, _| waiting.push(past.sid));
-    let left: Vec<PathBuf> = journals(scratch.path());
-    assert_eq!(
-        left.iter().map(|path| sid_of(path)).collect::<Vec<_>>(),
-        ["CAlate", "CAyoung", "CAnew"]
-    );
-    assert_eq!(waiting, ["CAnew"]);
+    let journals = Journals::new(scratch.path());
+    let left = || -> Vec<String> {
+        all(scratch.path()).iter().map(|path| sid_of(path).to_owned()).collect()
+    };
+    // A start reads, and removes nothing.
+    assert_eq!(outbox.look_through(&journals, false), 1);
+    assert_eq!(left().len(), 4);
+    assert_eq!(outbox.look_through(&journals, true), 1);
+    assert_eq!(left(), ["CAlate", "CAyoung", "CAnew"]);
+    let deliveries = lock(&outbox.deliveries);
+    let waiting: Vec<&str> = deliveries.waiting.iter().map(|one| &*one.sid).collect();
+    assert_eq!(waiting, ["CAnew"], "once, however often it is looked at");
     assert_eq!(outbox.given_up(), 1);
+}
+
+/// A clock that was set is not believed for an hour.
+#[test]
+fn a_clock_that_jumps_is_not_steady() {
+    let now = Timestamp::now();
+    let later = |hours: i64| now + jiff::SignedDuration::from_hours(hours);
+    for jump in [later(60 * 24), later(1), later(-1)] {
+        let mut clock = Clock::new();
+        clock.steady_since -= 2 * CLOCK_STEADY_FOR;
+        assert!(clock.steady_for(Timestamp::now()) > CLOCK_STEADY_FOR);
+        assert!(clock.steady_for(jump) < CLOCK_STEADY_FOR, "it was set to {jump}");
+        // Set right again is a jump too; and then it goes on.
+        clock.steady_since -= 2 * CLOCK_STEADY_FOR;
+        assert!(clock.steady_for(now) < CLOCK_STEADY_FOR);
+        clock.steady_since -= 2 * CLOCK_STEADY_FOR;
+        assert!(clock.steady_for(Timestamp::now()) > CLOCK_STEADY_FOR);
+    }
+    assert!(Clock::new().steady_for(Timestamp::now()) < CLOCK_STEADY_FOR, "it has just begun");
 }
