@@ -180,6 +180,8 @@ impl Delivery {
             journal.note(&Event::End { ended_by: self.ended_by });
         }
         journal.note(event);
+        // What is said of it in the log is on disk by then.
+        journal.settle();
     }
 
     pub(super) fn try_again(mut self, failure: &Failure) -> Option<Delivery> {

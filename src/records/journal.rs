@@ -151,6 +151,10 @@ impl Journal {
         self.desk.note(Note { path, line, sync, is_incomplete });
     }
 
+    pub(super) fn settle(&self) {
+        self.desk.await_written(SETTLE_WITHIN);
+    }
+
     /// Whoever knows everything is to note it again.
     pub(super) fn lacks_something(&self) {
         self.is_incomplete.store(true, Ordering::SeqCst);
@@ -159,7 +163,7 @@ impl Journal {
     /// True once: the file was deleted, or there was no room in memory for all that a disk did not
     /// take.
     pub(super) fn is_to_be_completed(&self) -> bool {
-        self.desk.await_written(SETTLE_WITHIN);
+        self.settle();
         self.is_incomplete.swap(false, Ordering::SeqCst)
     }
 }
