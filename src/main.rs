@@ -63,7 +63,7 @@
 //! check/  demo/  workflow.rs  diagram.rs  outbox.rs   the other commands
 //! ------------------- below this line nobody names `Bridge` or `Call`
 //! parties/      twilio, ultravox, n8n
-//! records/      ended_by, event, journal, outbox, past, tap, transcript
+//! records/      delivery, ended_by, event, journal, outbox, past, tap, transcript, writer
 //! setup/        settings, values, agent, agent_files, start_lines, stop
 //! door/         head, health, inner, lobby, reply, request
 //! toolbox/      socket, dial, sound, http, log, metrics, failure, text, random, threads, time
@@ -135,11 +135,11 @@ use crate::parties::ultravox::body::{self, NewCall, Opening};
 use crate::parties::ultravox::leg::{AgentLeg, FromAgent};
 use crate::parties::ultravox::tool::{Invocation, ToolResult};
 use crate::parties::ultravox::{AGENT_WITHIN, AgentCall, Ultravox};
+use crate::records::delivery::{DELIVER_WITHIN, Delivery};
 use crate::records::ended_by::EndedBy;
 use crate::records::event::{Direction, Event, ToolAsked};
-use crate::records::journal::{Journal, WIRE_CHARS_MAX};
-use crate::records::outbox::{DELIVER_WITHIN, Delivery, Outbox};
-use crate::records::past::PastCall;
+use crate::records::journal::{Journal, Journals, WIRE_CHARS_MAX};
+use crate::records::outbox::Outbox;
 use crate::records::tap::{Exhibit, Tap, hidden};
 use crate::records::transcript::{Heard, Transcript};
 use crate::setup::agent::{Agent, Tool, ToolAction};
@@ -270,6 +270,7 @@ struct Bridge {
     ultravox: Ultravox,
     n8n: N8n,
     calls: Calls,
+    journals: Journals,
     outbox: Outbox,
     ringing: Ringing,
     /// When this process began. A page that is open sees by it that there is another one.
@@ -296,6 +297,7 @@ impl Bridge {
             ultravox: Ultravox::new(http.clone(), Arc::clone(&tls), Arc::clone(&config)),
             n8n: N8n::new(http.clone(), Arc::clone(&config)),
             calls: Calls::default(),
+            journals: Journals::new(&config.data_dir),
             outbox: Outbox::new(&config),
             ringing: Ringing::default(),
             began: Timestamp::now(),
@@ -319,9 +321,8 @@ fn run(bridge: &'static Bridge, listener: TcpListener) -> io::Result<()> {
     door::open(listener, bridge, bridge.config.max_calls)?;
     // Thousands of journals take a while to read. Neither a caller nor a signal waits for them.
     spawn("journals".into(), move || {
-        let is_ours = |sid: &str| bridge.calls.knows(sid);
         let file = |delivery: &mut Delivery| file_transcript(bridge, delivery);
-        if let Err(error) = bridge.outbox.start(is_ours, file) {
+        if let Err(error) = bridge.outbox.start(&bridge.journals, file) {
             log!(Error, "transcripts stay on disk until the next start: {error}");
         }
     })?;
@@ -492,7 +493,7 @@ struct Call {
     state: Mutex<CallState>,
     changed: Condvar,
     transcript: Mutex<Transcript>,
-    journal: Arc<Journal>,
+    journal: Journal,
     tap: Arc<Tap>,
     /// Answers of n8n tools by a hash of what was asked, so that asking twice does not book twice.
     tool_answers: Mutex<HashMap<String, Arc<Mutex<Option<String>>>>>,
@@ -541,7 +542,7 @@ impl CallState {
 impl Call {
     fn new(bridge: &'static Bridge, incoming: &IncomingCall) -> Call {
         let state = CallState { stage: bridge.agent.first_stage.clone(), ..CallState::default() };
-        let journal = Arc::new(Journal::begin(&bridge.config.data_dir, incoming.sid));
+        let journal = bridge.journals.begin(incoming.sid);
         Call {
             bridge,
             sid: incoming.sid.to_owned(),
@@ -552,7 +553,7 @@ impl Call {
             state: Mutex::new(state),
             changed: Condvar::new(),
             transcript: Mutex::default(),
-            tap: Arc::new(Tap::new(Arc::clone(&journal), Arc::clone(&bridge.config))),
+            tap: Arc::new(Tap::new(journal.clone(), Arc::clone(&bridge.config))),
             journal,
             tool_answers: Mutex::default(),
             tools_running: AtomicUsize::new(0),
@@ -1756,10 +1757,7 @@ fn after(call: &Call) {
 /// One try, on a thread of the outbox. An error: there is to be another.
 fn file_transcript(bridge: &Bridge, delivery: &mut Delivery) -> Result<(), Failure> {
     if delivery.is_unfinished() {
-        if bridge.calls.find(&delivery.sid).is_some_and(|call| !call.is_over()) {
-            // It was taken up again, and files itself when it ends.
-            return Ok(());
-        }
+        // Nobody has taken it up again.
         delivery.finish();
         CALLS.of(&[&delivery.ended_by.to_string()]).add();
     }
@@ -1769,11 +1767,7 @@ fn file_transcript(bridge: &Bridge, delivery: &mut Delivery) -> Result<(), Failu
         return Ok(());
     }
     if bridge.config.n8n_webhook_url.is_none() {
-        log!(delivery, Info, After, "the transcript is in {}", delivery.journal().display());
-        return Ok(());
-    }
-    if PastCall::read(delivery.journal()).is_ok_and(|past| past.delivered) {
-        // `callbridge outbox --retry` was faster.
+        log!(delivery, Info, After, "the transcript is in {}", delivery.path().display());
         return Ok(());
     }
     offer(&bridge.n8n, &bridge.config, delivery)?;

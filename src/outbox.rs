@@ -6,18 +6,22 @@
 //! may still go on is none of its business.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::offer;
 use crate::parties::n8n::N8n;
+use crate::records::delivery::{Claim, Delivery, TRANSFER_MAX};
 use crate::records::event::Event;
-use crate::records::journal::journals;
-use crate::records::outbox::{Delivery, TRANSFER_MAX};
+use crate::records::journal::{Journals, journals};
 use crate::records::past::PastCall;
 use crate::setup::settings::Config;
 use crate::setup::stop::{Stop, needs_attention};
 use crate::toolbox::http::{Http, trusted_roots};
 use crate::toolbox::log::{complain, say};
 use crate::toolbox::text::shorten_number;
+
+/// For what was noted in the journals.
+const FLUSH_WITHIN: Duration = Duration::from_secs(10);
 
 /// `callbridge outbox [--retry]`: what n8n has not taken, and why; and one more try now.
 pub(crate) fn run(retry: bool) -> Result<(), Stop> {
@@ -26,8 +30,16 @@ pub(crate) fn run(retry: bool) -> Result<(), Stop> {
         .map_err(|complaint| needs_attention("setting", &[complaint]))?;
     let config = Arc::new(config);
     let n8n = N8n::new(Http::new(&roots), Arc::clone(&config));
+    let data_dir = &config.data_dir;
+    if !data_dir.is_dir() {
+        let directory = std::path::absolute(data_dir).unwrap_or_else(|_| data_dir.clone());
+        let what = "callbridge: there is no directory";
+        let advice = "set DATA_DIR as the server has it, or go where the server runs";
+        return Err(Stop::Failed(format!("{what} {} ({advice})", directory.display())));
+    }
+    let own = Journals::new(data_dir);
     let mut waiting = 0;
-    for path in journals(&config.data_dir) {
+    for path in journals(data_dir) {
         let Ok(past) = PastCall::read(&path) else {
             complain(&format!("{}: cannot be read", path.display()));
             continue;
@@ -42,7 +54,12 @@ pub(crate) fn run(retry: bool) -> Result<(), Stop> {
         let number = shorten_number(&past.number);
         let why = if past.trouble.is_empty() { "not tried yet" } else { &past.trouble };
         let about = format!("{} {number}, {lines} lines, {hours} h old: {why}", past.sid);
-        let delivery = Delivery::left_behind(past, path);
+        let mut delivery = Delivery::left_behind(past, path);
+        match delivery.claim(&own) {
+            Claim::Ours => {}
+            // The server has it: the call goes on, or is just being filed.
+            Claim::Held | Claim::Delivered => continue,
+        }
         match retry.then(|| offer(&n8n, &config, &delivery)) {
             Some(Ok(())) => {
                 delivery.note(&Event::Delivered);
@@ -59,6 +76,7 @@ pub(crate) fn run(retry: bool) -> Result<(), Stop> {
             }
         }
     }
+    own.flush(FLUSH_WITHIN);
     say(&format!("{waiting} transcripts wait for n8n\n"));
     match (retry, waiting) {
         (true, 1..) => Err(Stop::Failed("callbridge: n8n has not taken them all".into())),

@@ -6,7 +6,6 @@
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
 use std::time::Instant;
 use std::{fs, thread};
 
@@ -14,7 +13,6 @@ use tempfile::tempdir;
 
 use crate::feed::feed;
 use crate::records::event::Direction;
-use crate::records::journal::Journal;
 use crate::records::transcript::{Heard, Speaker};
 use crate::testing::{DEADLINE, full_agent, full_settings};
 use crate::{Bridge, Call, IncomingCall, note_transcript};
@@ -40,7 +38,7 @@ fn whoever_looks_at_a_call_does_not_wait_for_the_disk() {
         Box::leak(Box::new(Bridge::build(full_settings(), full_agent(), &[]))),
         &incoming,
     );
-    call.journal = Arc::new(Journal::at(pipe));
+    call.journal = call.bridge.journals.claim(&pipe).ok().unwrap();
     let heard = Heard {
         speaker: Speaker::User,
         ordinal: 0,

@@ -5,7 +5,6 @@
 //! goes on with all that was said. How often that is tried, and what the caller hears when it is
 //! not any more, is bounded here; that there is a break at all is found in steps 5, 6 and 8.
 
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -13,7 +12,7 @@ use crate::owner::lines::Admission;
 use crate::parties::ultravox::AGENT_WITHIN;
 use crate::parties::ultravox::leg::AgentLeg;
 use crate::records::ended_by::EndedBy;
-use crate::records::journal::{Journal, journal_of};
+use crate::records::journal::{Journal, Unclaimed};
 use crate::records::past::PastCall;
 use crate::records::tap::{Exhibit, Tap};
 use crate::toolbox::failure::{Failure, Party};
@@ -52,11 +51,26 @@ pub(crate) fn another_stream(call: &Arc<Call>) -> Answer {
 /// stage, with all that was said.
 pub(crate) fn take_up(bridge: &'static Bridge, sid: &str, what_happened: &'static str) -> Answer {
     let apology = &bridge.agent.phrases.apology;
-    let read = journal_of(&bridge.config.data_dir, sid)
-        .and_then(|path| PastCall::read(&path).ok().map(|past| (path, past)));
-    let Some((path, past)) = read.filter(|(_, past)| past.sid == sid) else {
-        log!(Sid { sid }, Error, Goodbye, "asked about a call of which there is no journal");
-        return cannot_serve(bridge, apology);
+    let (journal, past) = match bridge.journals.take_up(sid) {
+        Ok(found) => found,
+        Err(why) => {
+            if let Some(call) = bridge.calls.find(sid) {
+                // The same question came twice, and the first was faster.
+                return call.await_answer();
+            }
+            match why {
+                Unclaimed::NoJournal => log!(
+                    Sid { sid },
+                    Error,
+                    Goodbye,
+                    "asked about a call of which there is no journal"
+                ),
+                Unclaimed::Held => {
+                    log!(Sid { sid }, Error, Goodbye, "another process still carries this call");
+                }
+            }
+            return cannot_serve(bridge, apology);
+        }
     };
     if past.ended_by.is_some() {
         return Answer::HangUp;
@@ -64,7 +78,7 @@ pub(crate) fn take_up(bridge: &'static Bridge, sid: &str, what_happened: &'stati
     if past.transferred && what_happened == LINE_BROKE {
         return after_the_agent(bridge, EndedBy::Transferred);
     }
-    match bridge.calls.admit(sid, || Call::from_journal(bridge, path, past)) {
+    match bridge.calls.admit(sid, || Call::from_journal(bridge, journal, past)) {
         Admission::Yours(call, line) => {
             log!(call, Warn, Ring, "the call is taken up from its journal");
             bridge.outbox.forget(sid);
@@ -105,7 +119,7 @@ pub(crate) fn resume_agent(call: &Arc<Call>) -> Result<Arc<AgentLeg>, Failure> {
 
 impl Call {
     /// The same call, from what a process that is gone (or a transfer that failed) has left of it.
-    pub(crate) fn from_journal(bridge: &'static Bridge, path: PathBuf, past: PastCall) -> Call {
+    pub(crate) fn from_journal(bridge: &'static Bridge, journal: Journal, past: PastCall) -> Call {
         let incoming = IncomingCall {
             sid: &past.sid,
             number: &past.number,
@@ -125,8 +139,8 @@ impl Call {
         }
         call.rang = Instant::now().checked_sub(past.age).unwrap_or(call.rang);
         call.transcript = Mutex::new(past.transcript);
-        call.journal = Arc::new(Journal::at(path));
-        call.tap = Arc::new(Tap::new(Arc::clone(&call.journal), Arc::clone(&bridge.config)));
+        call.tap = Arc::new(Tap::new(journal.clone(), Arc::clone(&bridge.config)));
+        call.journal = journal;
         call
     }
 }

@@ -1,11 +1,11 @@
 //! The end of the process: told to stop, it takes no new calls, sees the others to their end, and
 //! leaves.
 //!
-//! `await_end` is what the main thread does after the start. Until there is a signal it removes old
-//! journals once a day, because it has nothing else to do. Then the process drains for at most
-//! `DRAIN_SECONDS`, says goodbye in the calls that are left, offers every transcript to n8n once,
-//! and stays a moment for Twilio's last question. A second signal ends it at once. No call is
-//! ended in any other way than its own, `Call::hang_up`.
+//! `await_end` is what the main thread does after the start. After a signal the process drains for
+//! at most `DRAIN_SECONDS`, says goodbye in the calls that are left, offers every transcript to n8n
+//! once, and stays a moment for Twilio's last question. A second signal ends it at once. Either
+//! way the journals are written to their end first, unless the disk hangs. No call is ended in any
+//! other way than its own, `Call::hang_up`.
 
 use std::sync::mpsc;
 use std::time::Duration;
@@ -21,8 +21,8 @@ use crate::{AGENT_LEAVES_WITHIN, Bridge};
 /// A process that ends stays this long after its last call. Twilio asks what comes next when a
 /// stream is over; unanswered, the caller hears of an application error instead of a person.
 const LAST_QUESTION_WITHIN: Duration = Duration::from_secs(2);
-/// How often the journals are looked through for those that are older than `KEEP_DAYS`.
-const TIDY_EVERY: Duration = Duration::from_hours(24);
+/// For the last lines of the journals. A disk that hangs does not keep the process.
+const FLUSH_WITHIN: Duration = Duration::from_secs(2);
 
 /// How far this process is on its way out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,7 +45,7 @@ impl Bridge {
 }
 
 /// Waits for SIGTERM or SIGINT, then for the calls to end by themselves. A second signal ends at
-/// once; what has been said is on disk by then, as always.
+/// once, but for the last lines of the journals.
 pub(crate) fn await_end(bridge: &'static Bridge, mut signals: Signals) -> io::Result<()> {
     let (news, next_news) = mpsc::channel();
     let drained = news.clone();
@@ -56,8 +56,7 @@ pub(crate) fn await_end(bridge: &'static Bridge, mut signals: Signals) -> io::Re
             }
         }
     })?;
-    let tidy = || bridge.outbox.tidy(|_, _| {});
-    if await_news(&next_news, TIDY_EVERY, tidy).is_none() {
+    if next_news.recv().is_err() {
         return Ok(());
     }
     // Before it is said: whoever reads the line may rely on it.
@@ -79,22 +78,8 @@ pub(crate) fn await_end(bridge: &'static Bridge, mut signals: Signals) -> io::Re
     if let Ok(why) = next_news.recv() {
         log!(Info, "stopped: {why}");
     }
+    bridge.journals.flush(FLUSH_WITHIN);
     Ok(())
-}
-
-/// The thread that waits is the main one, which has nothing else to do.
-fn await_news<T>(
-    news: &mpsc::Receiver<T>,
-    tidy_every: Duration,
-    mut tidy: impl FnMut(),
-) -> Option<T> {
-    loop {
-        match news.recv_timeout(tidy_every) {
-            Ok(news) => return Some(news),
-            Err(mpsc::RecvTimeoutError::Timeout) => tidy(),
-            Err(mpsc::RecvTimeoutError::Disconnected) => return None,
-        }
-    }
 }
 
 fn drain_calls(bridge: &'static Bridge) {
@@ -116,6 +101,3 @@ fn drain_calls(bridge: &'static Bridge) {
     // Nothing announces that Twilio will not ask.
     thread::sleep(LAST_QUESTION_WITHIN.saturating_sub(bridge.calls.since_last_end()));
 }
-
-#[cfg(test)]
-mod tests;

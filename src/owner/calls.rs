@@ -16,7 +16,7 @@ use crate::door::reply::{Reply, path_of};
 use crate::parties::twilio::{Form, is_sid};
 use crate::records::ended_by::EndedBy;
 use crate::records::event::Direction;
-use crate::records::journal::{journal_of, journals, sid_of};
+use crate::records::journal::{journals, sid_of};
 use crate::records::past::{JournalSlice, PastCall};
 use crate::records::transcript::Utterance;
 use crate::setup::agent::{Agent, ToolAction};
@@ -99,6 +99,7 @@ fn past_calls(
     before: &str,
     limit: usize,
 ) -> (Vec<Summary>, Option<String>) {
+    bridge.journals.settle();
     let mut paths = journals(&bridge.config.data_dir);
     let stem = |path: &Path| path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
     paths.retain(|path| {
@@ -203,12 +204,13 @@ pub(crate) fn call_story(bridge: &'static Bridge, request: &tiny_http::Request) 
     let call = bridge.calls.find(sid);
     let path = match &call {
         Some(call) => Some(call.journal.path().to_owned()),
-        None if is_sid(sid) => journal_of(&bridge.config.data_dir, sid),
+        None if is_sid(sid) => bridge.journals.find(sid),
         None => None,
     };
     let Some(path) = path else {
         return Reply::error(404, "there is no journal of such a call");
     };
+    bridge.journals.settle();
     let live = call.as_deref();
     let (slice, trouble) = match JournalSlice::read(&path, from) {
         Ok(slice) => (slice, None),

@@ -104,12 +104,6 @@ impl Calls {
         lock(&self.list).live.values().cloned().collect()
     }
 
-    /// Is, or was, this a call of this process?
-    pub(crate) fn knows(&self, sid: &str) -> bool {
-        let list = lock(&self.list);
-        list.live.contains_key(sid) || list.ended.iter().any(|(ended, _)| ended == sid)
-    }
-
     pub(crate) fn how_it_ended(&self, sid: &str) -> Option<EndedBy> {
         let list = lock(&self.list);
         let live = list.live.get(sid).and_then(|call| lock(&call.state).how_it_ended());

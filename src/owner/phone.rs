@@ -11,7 +11,6 @@ use crate::door::reply::Reply;
 use crate::parties::twilio::is_sid;
 use crate::parties::twilio::twiml::stream_url;
 use crate::records::event::Direction;
-use crate::records::journal::journal_of;
 use crate::records::past::PastCall;
 use crate::toolbox::random::random_hex;
 use crate::{Answer, Bridge, IncomingCall, take_call, what_comes_next};
@@ -76,7 +75,9 @@ pub(crate) fn browser_stream_ended(bridge: &'static Bridge, url: &str, order: &V
     // With the number of a call of Twilio's, this would cut it.
     let direction = match bridge.calls.find(sid) {
         Some(call) => Some(call.direction),
-        None => journal_of(&bridge.config.data_dir, sid)
+        None => bridge
+            .journals
+            .find(sid)
             .and_then(|path| PastCall::read(&path).ok())
             .map(|past| past.direction),
     };

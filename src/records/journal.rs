@@ -2,117 +2,201 @@
 //!
 //! It is written as the call happens, and is the transcript's home until n8n has it, all that a
 //! restarted process knows, and what the live page shows. Whoever has a [`Journal`] notes events
-//! in it:
+//! in it, and never waits for the disk: the lines go to one [writer](super::writer).
 //!
 //! ```text
 //! call.journal.note(&Event::Stage { stage: "main_convo".into() });
 //! ```
 //!
-//! Noting never fails for the caller of it: a disk that takes nothing is reported once, and the
-//! call goes on. The files are readable by their owner only. Reading is [`past`](super::past)'s.
+//! Whoever has a journal also has a lock on its file, which the system lets go of when the process
+//! dies: so a call whose journal is locked is alive, here or in another process, and one whose
+//! journal can be [claimed](Journals::claim) is not. Reading is [`past`](super::past)'s.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek as _, SeekFrom, Write};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::fs::{self, File, TryLockError};
+use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::records::event::Event;
-use crate::toolbox::log::log;
-use crate::toolbox::threads::lock;
+use crate::records::past::PastCall;
+use crate::records::writer::{Desk, Note};
 use crate::toolbox::time::by_the_calendar;
 
 /// A message in a journal, and a tool's arguments and result there. What is longer is cut.
 pub(crate) const WIRE_CHARS_MAX: usize = 2_000;
+/// Whoever reads a journal waits this long for what was noted before. A disk takes milliseconds.
+const SETTLE_WITHIN: Duration = Duration::from_millis(500);
+/// A call that is to be taken up may still be in the hands of a process that is about to file it.
+const CLAIM_WITHIN: Duration = Duration::from_secs(5);
+/// How often that is looked at.
+const CLAIM_AGAIN_AFTER: Duration = Duration::from_millis(50);
 
-pub(crate) struct Journal {
-    path: PathBuf,
-    file: Mutex<Option<File>>,
+/// All journals of this process.
+pub(crate) struct Journals {
+    data_dir: PathBuf,
+    desk: Arc<Desk>,
 }
 
-/// Said once, not once a line: a full disk is full for everybody.
-static DISK_FAILED: AtomicBool = AtomicBool::new(false);
+/// Why a journal cannot be claimed.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Unclaimed {
+    /// There is none.
+    NoJournal,
+    /// This process or another one has it: the call goes on, or is just being filed.
+    Held,
+}
+
+impl Journals {
+    pub(crate) fn new(data_dir: &Path) -> Journals {
+        Journals { data_dir: data_dir.to_owned(), desk: Arc::default() }
+    }
+
+    /// Of a call that begins now. The file is made with the first event.
+    pub(crate) fn begin(&self, sid: &str) -> Journal {
+        let start = Timestamp::now().strftime("%Y%m%dT%H%M%SZ");
+        let path: Arc<Path> =
+            self.data_dir.join("calls").join(format!("{start}-{sid}.jsonl")).into();
+        self.desk.add_handle(&path);
+        Journal { path, desk: Arc::clone(&self.desk), is_incomplete: Arc::default() }
+    }
+
+    /// Takes a journal that nobody has.
+    pub(crate) fn claim(&self, path: &Path) -> Result<Journal, Unclaimed> {
+        let path: Arc<Path> = path.into();
+        let is_open = self.desk.add_sole_handle(&path).ok_or(Unclaimed::Held)?;
+        let journal = Journal { path, desk: Arc::clone(&self.desk), is_incomplete: Arc::default() };
+        if is_open {
+            return Ok(journal);
+        }
+        match File::options().read(true).append(true).open(&journal.path) {
+            Ok(file) => match file.try_lock() {
+                Err(TryLockError::WouldBlock) => return Err(Unclaimed::Held),
+                // A file system without locks: as if there were no other process.
+                Ok(()) | Err(TryLockError::Error(_)) => self.desk.hand_over(&journal.path, file),
+            },
+            Err(error) if error.kind() == io::ErrorKind::NotFound => journal.lacks_something(),
+            // It will be opened again when there is something to write.
+            Err(_) => {}
+        }
+        Ok(journal)
+    }
+
+    /// Takes the journal of a call that is to go on, and what it tells.
+    pub(crate) fn take_up(&self, sid: &str) -> Result<(Journal, PastCall), Unclaimed> {
+        let path = self.find(sid).ok_or(Unclaimed::NoJournal)?;
+        let deadline = Instant::now() + CLAIM_WITHIN;
+        loop {
+            match self.claim(&path) {
+                Ok(journal) => {
+                    let past = PastCall::read(&path).ok().filter(|past| past.sid == sid);
+                    return past.map(|past| (journal, past)).ok_or(Unclaimed::NoJournal);
+                }
+                Err(Unclaimed::Held) if Instant::now() < deadline => {
+                    // The lock of another process announces nothing.
+                    thread::sleep(CLAIM_AGAIN_AFTER);
+                }
+                Err(why) => return Err(why),
+            }
+        }
+    }
+
+    /// The latest journal of this call, up to date.
+    pub(crate) fn find(&self, sid: &str) -> Option<PathBuf> {
+        self.settle();
+        journals(&self.data_dir).into_iter().rfind(|path| sid_of(path) == sid)
+    }
+
+    /// Until all that was noted before has been written, or could not be. A disk that hangs is not
+    /// waited for.
+    pub(crate) fn settle(&self) {
+        self.desk.await_written(SETTLE_WITHIN);
+    }
+
+    /// Before the process ends: all that was noted is on disk, or the time is up.
+    pub(crate) fn flush(&self, within: Duration) {
+        self.desk.await_idle(within);
+    }
+}
+
+impl Drop for Journals {
+    fn drop(&mut self) {
+        self.desk.close();
+    }
+}
+
+/// A handle to one call's journal. While there is any, the file stays locked.
+pub(crate) struct Journal {
+    path: Arc<Path>,
+    desk: Arc<Desk>,
+    is_incomplete: Arc<AtomicBool>,
+}
 
 impl Journal {
-    /// Of a call that begins now.
-    pub(crate) fn begin(data_dir: &Path, sid: &str) -> Journal {
-        let start = Timestamp::now().strftime("%Y%m%dT%H%M%SZ");
-        Journal::at(data_dir.join("calls").join(format!("{start}-{sid}.jsonl")))
-    }
-
-    /// The file is made with the first line.
-    pub(crate) fn at(path: PathBuf) -> Journal {
-        Journal { path, file: Mutex::new(None) }
-    }
-
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Calls go on when the disk does not: the transcript is in memory as well.
+    /// Never waits for the disk, and never fails: the transcript is in memory as well.
     pub(crate) fn note(&self, event: &Event) {
-        let mut file = lock(&self.file);
-        let written = match file.as_mut() {
-            // The system would take the line, and nobody could ever read it.
-            Some(_) if !self.path.exists() => Err(io::Error::other("it was deleted")),
-            Some(opened) => append(opened, event),
-            None => {
-                open_to_append(&self.path).and_then(|opened| append(file.insert(opened), event))
-            }
-        };
-        if written.is_err() {
-            // Half the line may be there: opening the file again ends it.
-            *file = None;
-        }
-        match written {
-            Ok(()) => DISK_FAILED.store(false, Ordering::SeqCst),
-            Err(error) if !DISK_FAILED.swap(true, Ordering::SeqCst) => {
-                let path = self.path.display();
-                log!(Error, "{path}: {error}; calls go on, transcripts wait in memory only");
-            }
-            Err(_) => {}
+        // A short list, so that a new event is thought about when it is made.
+        let sync = matches!(event, Event::End { .. } | Event::Transfer | Event::Delivered);
+        let Some(line) = line(event) else { return };
+        let (path, is_incomplete) = (Arc::clone(&self.path), Arc::clone(&self.is_incomplete));
+        self.desk.note(Note { path, line, sync, is_incomplete });
+    }
+
+    pub(super) fn settle(&self) {
+        self.desk.await_written(SETTLE_WITHIN);
+    }
+
+    /// Whoever knows everything is to note it again.
+    pub(super) fn lacks_something(&self) {
+        self.is_incomplete.store(true, Ordering::SeqCst);
+    }
+
+    /// True once: the file was deleted, or there was no room in memory for all that a disk did not
+    /// take.
+    pub(super) fn is_to_be_completed(&self) -> bool {
+        self.settle();
+        self.is_incomplete.swap(false, Ordering::SeqCst)
+    }
+}
+
+impl Clone for Journal {
+    fn clone(&self) -> Journal {
+        self.desk.add_handle(&self.path);
+        Journal {
+            path: Arc::clone(&self.path),
+            desk: Arc::clone(&self.desk),
+            is_incomplete: Arc::clone(&self.is_incomplete),
         }
     }
 }
 
-fn open_to_append(path: &Path) -> io::Result<File> {
-    // What was said is nobody's business but the owner's.
-    if let Some(directory) = path.parent() {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+impl Drop for Journal {
+    fn drop(&mut self) {
+        self.desk.drop_handle(&self.path);
     }
-    let mut file =
-        OpenOptions::new().create(true).append(true).read(true).mode(0o600).open(path)?;
-    // A process that died in the middle of a line must not spoil ours.
-    let mut last = [b'\n'];
-    if file.seek(SeekFrom::End(-1)).is_ok() {
-        file.read_exact(&mut last)?;
-    }
-    if last != *b"\n" {
-        file.write_all(b"\n")?;
-    }
-    Ok(file)
 }
 
-/// One `write` for the whole line, so that a death in between leaves half a line at the end and
-/// nothing else.
-fn append(file: &mut File, event: &Event) -> io::Result<()> {
+fn line(event: &Event) -> Option<Vec<u8>> {
     #[derive(Serialize)]
     struct Line<'a> {
         at: String,
         #[serde(flatten)]
         event: &'a Event,
     }
-    let mut line = serde_json::to_vec(&Line { at: by_the_calendar(Timestamp::now()), event })?;
+    let line = Line { at: by_the_calendar(Timestamp::now()), event };
+    // Events are made of texts, figures and JSON: they can be written.
+    let mut line = serde_json::to_vec(&line).ok()?;
     line.push(b'\n');
-    file.write_all(&line)
-}
-
-pub(crate) fn journal_of(data_dir: &Path, sid: &str) -> Option<PathBuf> {
-    journals(data_dir).into_iter().rfind(|path| sid_of(path) == sid)
+    Some(line)
 }
 
 /// All journals, the oldest first: their names begin with the time.

@@ -6,55 +6,42 @@
 //! here and tried again after a pause that grows, also by the next process, from the journals.
 //!
 //! ```text
-//! outbox.start(|sid| calls.knows(sid), |delivery| file_transcript(bridge, delivery))?;
+//! outbox.start(&bridge.journals, |delivery| file_transcript(bridge, delivery))?;
 //! ```
 //!
-//! The outbox never speaks to anybody itself, and never gives a transcript up: what is not taken
-//! for [`DELIVER_FOR`] stays on disk and is reported.
+//! A journal that somebody has is left alone, and looked at again: its call goes on, here or in
+//! another process on the same directory, or its transcript is just being delivered. The outbox
+//! never speaks to anybody itself, and never gives a transcript up: what is not taken for
+//! [`DELIVER_FOR`] stays on disk and is reported.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use std::{fs, io};
+use std::{fs, io, thread};
 
-use crate::records::ended_by::EndedBy;
-use crate::records::event::{Direction, Event};
-use crate::records::journal::{Journal, journals, sid_of};
+use jiff::Timestamp;
+
+use crate::records::delivery::{Claim, DELIVER_AGAIN_MAX, DELIVER_FOR, DELIVER_WITHIN, Delivery};
+use crate::records::journal::{Journals, journals, sid_of};
 use crate::records::past::{PastCall, delivered_at};
-use crate::records::tap::Tap;
-use crate::records::transcript::Transcript;
 use crate::setup::settings::Config;
 use crate::toolbox::failure::Failure;
 use crate::toolbox::log::log;
-use crate::toolbox::random::random_bytes;
-use crate::toolbox::threads::{lock, spawn};
+use crate::toolbox::threads::{lock, spawn, wait};
 use crate::toolbox::time::since;
 
-/// A call whose process died may be taken up for this long. Then its transcript is filed as it is.
-const TAKE_UP_WITHIN: Duration = Duration::from_mins(1);
-/// The longest that Twilio lets a transferred call last. Then its transcript is filed.
-pub(crate) const TRANSFER_MAX: Duration = Duration::from_hours(4);
-/// A transcript's delivery to n8n.
-pub(crate) const DELIVER_WITHIN: Duration = Duration::from_secs(10);
-/// The first pause after a failed delivery; it doubles up to the second figure.
-const DELIVER_AGAIN_MIN: Duration = Duration::from_secs(5);
-const DELIVER_AGAIN_MAX: Duration = Duration::from_mins(15);
-/// A transcript that n8n has not taken for this long is kept and reported, and not tried again
-/// unless `callbridge outbox --retry` says so.
-const DELIVER_FOR: Duration = Duration::from_hours(72);
 /// Deliveries at the same time, so that a hanging one does not hold up the others.
 const DELIVERIES_AT_ONCE: usize = 4;
-
-/// How long a call that was put through to a person may come back. The page's phone rings nobody:
-/// whoever tries a transfer with it says within a minute what came of it, or has closed the page.
-fn transfer_max(direction: Direction) -> Duration {
-    match direction {
-        Direction::In | Direction::Out => TRANSFER_MAX,
-        Direction::Browser => TAKE_UP_WITHIN,
-    }
-}
+/// How often journals are looked at again that somebody had.
+const LOOK_AGAIN_AFTER: Duration = Duration::from_secs(5);
+/// How often the journals are looked through for those that are older than `KEEP_DAYS`.
+const TIDY_EVERY: Duration = Duration::from_hours(24);
+/// A clock that is about to be set right is set right by then. Nothing is removed before.
+const CLOCK_STEADY_FOR: Duration = Duration::from_hours(1);
+/// By more than this a clock does not go wrong by itself between two looks: it was set.
+const CLOCK_JUMP: Duration = Duration::from_mins(1);
 
 pub(crate) struct Outbox {
     data_dir: PathBuf,
@@ -69,12 +56,29 @@ pub(crate) struct Outbox {
 #[derive(Default)]
 struct Deliveries {
     waiting: Vec<Delivery>,
-    /// Since when each of those has been waiting that are being delivered now.
-    on_the_way: Vec<Instant>,
-    /// What earlier processes have left behind is complete.
+    /// Those that are being delivered now, and since when they have been waiting.
+    on_the_way: Vec<(String, Instant)>,
+    /// Journals that somebody had.
+    held: Vec<PathBuf>,
+    /// What earlier processes have left behind is complete, but for those.
     all_read: bool,
-    /// Until then: calls of which nothing more will come.
+    /// Calls of which nothing more will come, and that are still to be filed.
     over: HashSet<String>,
+}
+
+impl Deliveries {
+    fn is_held(&self, sid: &str) -> bool {
+        self.held.iter().any(|path| sid_of(path) == sid)
+    }
+}
+
+/// What a look at a journal finds.
+enum Found {
+    Held,
+    Delivered(Duration),
+    TooOld,
+    Waits,
+    Nothing,
 }
 
 impl Outbox {
@@ -90,23 +94,18 @@ impl Outbox {
     }
 
     /// Reads what earlier processes have left behind, all of it before the first delivery: so the
-    /// oldest goes first. `is_ours` tells whether a call is, or was, one of this process: calls come
-    /// in while the journals are still being read. `file` makes one try, and fails if there is to be
-    /// another.
+    /// oldest goes first. `file` makes one try, and fails if there is to be another.
     pub(crate) fn start(
         &'static self,
-        is_ours: impl Fn(&str) -> bool,
+        journals: &'static Journals,
         file: impl Fn(&mut Delivery) -> Result<(), Failure> + Send + Sync + 'static,
     ) -> io::Result<()> {
         let began = Instant::now();
-        let mut journals = 0;
-        self.tidy(|past, path| {
-            journals += 1;
-            self.add_left_behind(Delivery::left_behind(past, path), &is_ours);
-        });
+        let clock = Clock::new();
+        let count = self.look_through(journals, false);
         self.is_all_read();
         let (given_up, ms) = (self.given_up(), began.elapsed().as_millis());
-        log!(Debug, "{journals} journals of calls that are not filed, read in {ms} ms"; journals, ms);
+        log!(Debug, "{count} journals of calls that are not filed, read in {ms} ms"; count, ms);
         if given_up > 0 {
             log!(
                 Error,
@@ -118,37 +117,104 @@ impl Outbox {
             let file = Arc::clone(&file);
             spawn("outbox".into(), move || {
                 loop {
-                    let mut delivery = self.next();
-                    let since = delivery.since;
-                    let again = match file(&mut delivery) {
-                        Ok(()) => None,
-                        Err(failure) => delivery.try_again(&failure),
-                    };
-                    self.done(since, again);
+                    let delivery = self.next();
+                    let sid = delivery.sid.clone();
+                    self.done(&sid, self.try_one(journals, delivery, &*file));
                 }
             })?;
         }
+        spawn("outbox looks".into(), move || self.keep_looking(journals, clock))?;
         Ok(())
     }
 
-    /// At the start, and once a day: journals that nobody needs any more are removed. `waits` is
-    /// given those whose transcript n8n is still to get, the oldest first.
-    pub(crate) fn tidy(&self, mut waits: impl FnMut(PastCall, PathBuf)) {
-        let mut too_old = 0;
-        for path in journals(&self.data_dir) {
-            if let Some(at) = delivered_at(&path) {
-                self.remove_if_old(&path, since(at));
-                continue;
+    /// Gives the delivery back if there is to be another try.
+    fn try_one(
+        &self,
+        journals: &Journals,
+        mut delivery: Delivery,
+        file: impl Fn(&mut Delivery) -> Result<(), Failure>,
+    ) -> Option<Delivery> {
+        match delivery.claim(journals) {
+            Claim::Delivered => None,
+            Claim::Held if delivery.is_unfinished() => {
+                // It was taken up again, and whoever has it files it.
+                lock(&self.deliveries).held.push(delivery.path().to_owned());
+                None
             }
-            match PastCall::read(&path) {
-                Ok(past) if past.delivered => self.remove_if_old(&path, past.quiet_for),
-                Ok(past) if past.quiet_for > DELIVER_FOR => too_old += 1,
-                Ok(past) => waits(past, path),
-                Err(error) => log!(Warn, "{}: cannot be read: {error}", path.display()),
+            Claim::Held => {
+                delivery.is_due_in(LOOK_AGAIN_AFTER);
+                Some(delivery)
+            }
+            Claim::Ours => match file(&mut delivery) {
+                Ok(()) => None,
+                Err(failure) => delivery.try_again(&failure),
+            },
+        }
+    }
+
+    fn keep_looking(&self, journals: &Journals, mut clock: Clock) {
+        let mut tidied: Option<Instant> = None;
+        loop {
+            thread::sleep(LOOK_AGAIN_AFTER);
+            let held = std::mem::take(&mut lock(&self.deliveries).held);
+            for path in held {
+                if matches!(self.look_at(journals, &path), Found::Held) {
+                    lock(&self.deliveries).held.push(path);
+                }
+            }
+            let is_steady = clock.steady_for(Timestamp::now()) > CLOCK_STEADY_FOR;
+            if is_steady && tidied.is_none_or(|tidied| tidied.elapsed() > TIDY_EVERY) {
+                self.look_through(journals, true);
+                tidied = Some(Instant::now());
+            }
+        }
+    }
+
+    /// Takes in all whose transcript n8n is still to get, the oldest first, and counts them.
+    fn look_through(&self, journals: &Journals, removes: bool) -> usize {
+        let (mut count, mut too_old) = (0, 0);
+        for path in self::journals(&self.data_dir) {
+            let found = match delivered_at(&path) {
+                Some(at) => Found::Delivered(since(at)),
+                None => self.look_at(journals, &path),
+            };
+            match found {
+                Found::Held => self.is_held(path),
+                Found::Delivered(quiet_for) if removes => self.remove_if_old(&path, quiet_for),
+                Found::TooOld => too_old += 1,
+                Found::Waits => count += 1,
+                Found::Delivered(_) | Found::Nothing => {}
             }
         }
         // Without n8n they are where their owner wants them.
         self.given_up.store(if self.has_n8n { too_old } else { 0 }, Ordering::Relaxed);
+        count
+    }
+
+    fn look_at(&self, journals: &Journals, path: &Path) -> Found {
+        let past = {
+            let Ok(_journal) = journals.claim(path) else { return Found::Held };
+            PastCall::read(path)
+        };
+        match past {
+            Ok(past) if past.delivered => Found::Delivered(past.quiet_for),
+            Ok(past) if past.quiet_for > DELIVER_FOR => Found::TooOld,
+            Ok(past) => {
+                self.add_left_behind(Delivery::left_behind(past, path.to_owned()));
+                Found::Waits
+            }
+            Err(error) => {
+                log!(Warn, "{}: cannot be read: {error}", path.display());
+                Found::Nothing
+            }
+        }
+    }
+
+    fn is_held(&self, path: PathBuf) {
+        let held = &mut lock(&self.deliveries).held;
+        if !held.contains(&path) {
+            held.push(path);
+        }
     }
 
     fn remove_if_old(&self, path: &Path, quiet_for: Duration) {
@@ -164,32 +230,43 @@ impl Outbox {
         self.changed.notify_all();
     }
 
-    /// A call of this process files itself. Asked under the lock, because whoever takes a call up
-    /// takes its line first and calls `forget` then.
-    fn add_left_behind(&self, mut delivery: Delivery, is_ours: impl Fn(&str) -> bool) {
+    /// Calls come in and end while the journals are being read, so it may be here already.
+    fn add_left_behind(&self, mut delivery: Delivery) {
         let mut deliveries = lock(&self.deliveries);
         if deliveries.over.contains(&delivery.sid) {
-            delivery.due = Instant::now();
+            delivery.is_due_in(Duration::ZERO);
         }
-        if !is_ours(&delivery.sid) {
+        let is_its = |sid: &str| sid == delivery.sid;
+        let is_here = deliveries.waiting.iter().any(|other| is_its(&other.sid))
+            || deliveries.on_the_way.iter().any(|(sid, _)| is_its(sid));
+        if !is_here {
             deliveries.waiting.push(delivery);
         }
+        drop(deliveries);
+        self.changed.notify_all();
     }
 
     fn is_all_read(&self) {
-        let mut deliveries = lock(&self.deliveries);
+        let deliveries = &mut *lock(&self.deliveries);
         deliveries.all_read = true;
-        deliveries.over = HashSet::new();
+        let mut over = std::mem::take(&mut deliveries.over);
+        let waits = |sid: &str| deliveries.waiting.iter().any(|delivery| delivery.sid == sid);
+        over.retain(|sid| deliveries.is_held(sid) || waits(sid));
+        deliveries.over = over;
     }
 
     /// A call of which nothing more will come.
     pub(crate) fn file_now(&self, sid: &str) {
         let mut deliveries = lock(&self.deliveries);
-        if !deliveries.all_read {
-            deliveries.over.insert(sid.to_owned());
-        }
+        let mut is_here =
+            deliveries.is_held(sid) || deliveries.on_the_way.iter().any(|(other, _)| other == sid);
         for delivery in deliveries.waiting.iter_mut().filter(|delivery| delivery.sid == sid) {
-            delivery.due = Instant::now();
+            delivery.is_due_in(Duration::ZERO);
+            is_here = true;
+        }
+        // Also of those that are due now: somebody may just have the journal.
+        if is_here || !deliveries.all_read {
+            deliveries.over.insert(sid.to_owned());
         }
         drop(deliveries);
         self.changed.notify_all();
@@ -198,7 +275,8 @@ impl Outbox {
     /// A call that goes on after all. It files itself when it ends, and then has more to tell.
     pub(crate) fn forget(&self, sid: &str) {
         let mut deliveries = lock(&self.deliveries);
-        deliveries.waiting.retain(|delivery| !(delivery.unfinished && delivery.sid == sid));
+        deliveries.waiting.retain(|delivery| !(delivery.is_unfinished() && delivery.sid == sid));
+        deliveries.over.remove(sid);
     }
 
     /// Sleeps until something is due, and takes it out. The oldest first.
@@ -206,12 +284,13 @@ impl Outbox {
         let mut deliveries = lock(&self.deliveries);
         loop {
             let now = Instant::now();
-            if let Some(due) = deliveries.waiting.iter().position(|delivery| delivery.due <= now) {
+            if let Some(due) = deliveries.waiting.iter().position(|delivery| delivery.due() <= now)
+            {
                 let delivery = deliveries.waiting.remove(due);
-                deliveries.on_the_way.push(delivery.since);
+                deliveries.on_the_way.push((delivery.sid.clone(), delivery.since()));
                 return delivery;
             }
-            let earliest = deliveries.waiting.iter().map(|delivery| delivery.due).min();
+            let earliest = deliveries.waiting.iter().map(Delivery::due).min();
             let pause =
                 earliest.map_or(DELIVER_AGAIN_MAX, |due| due.saturating_duration_since(now));
             let waited = self.changed.wait_timeout(deliveries, pause);
@@ -219,10 +298,13 @@ impl Outbox {
         }
     }
 
-    fn done(&self, since: Instant, again: Option<Delivery>) {
+    fn done(&self, sid: &str, again: Option<Delivery>) {
         let mut deliveries = lock(&self.deliveries);
-        if let Some(at) = deliveries.on_the_way.iter().position(|other| *other == since) {
+        if let Some(at) = deliveries.on_the_way.iter().position(|(other, _)| other == sid) {
             deliveries.on_the_way.swap_remove(at);
+        }
+        if !deliveries.is_held(sid) {
+            deliveries.over.remove(sid);
         }
         deliveries.waiting.extend(again);
         drop(deliveries);
@@ -234,19 +316,19 @@ impl Outbox {
     pub(crate) fn await_first_tries(&self) {
         let deliveries = lock(&self.deliveries);
         let untried = |deliveries: &mut Deliveries| {
-            let fresh = |delivery: &Delivery| delivery.tries == 0 && !delivery.unfinished;
+            let fresh = |delivery: &Delivery| delivery.is_first_try() && !delivery.is_unfinished();
             !deliveries.on_the_way.is_empty() || deliveries.waiting.iter().any(fresh)
         };
-        let waited = self.changed.wait_timeout_while(deliveries, 2 * DELIVER_WITHIN, untried);
-        drop(waited.unwrap_or_else(PoisonError::into_inner));
+        drop(wait(&self.changed, deliveries, 2 * DELIVER_WITHIN, untried));
     }
 
     /// Since when the transcripts have been waiting that n8n does not have yet. A call that may
     /// still go on has none.
     fn waiting_since(&self) -> Vec<Instant> {
         let deliveries = lock(&self.deliveries);
-        let finished = deliveries.waiting.iter().filter(|delivery| !delivery.unfinished);
-        finished.map(|delivery| delivery.since).chain(deliveries.on_the_way.clone()).collect()
+        let finished = deliveries.waiting.iter().filter(|delivery| !delivery.is_unfinished());
+        let on_the_way = deliveries.on_the_way.iter().map(|(_, since)| *since);
+        finished.map(Delivery::since).chain(on_the_way).collect()
     }
 
     pub(crate) fn waiting(&self) -> usize {
@@ -263,133 +345,27 @@ impl Outbox {
     }
 }
 
-/// A transcript to deliver.
-pub(crate) struct Delivery {
-    pub(crate) sid: String,
-    pub(crate) number: String,
-    direction: Direction,
-    pub(crate) transcript: Transcript,
-    pub(crate) ended_by: EndedBy,
-    journal: PathBuf,
-    /// The call may still go on: its process died, or its caller is being put through.
-    unfinished: bool,
-    tries: u32,
-    due: Instant,
-    since: Instant,
+/// Whether the calendar can be believed. A machine that begins with a wrong one is set right soon
+/// after, and until then every journal may look old enough to go.
+struct Clock {
+    steady_since: Instant,
+    looked: (Instant, Timestamp),
 }
 
-impl Delivery {
-    /// Of a call that has just ended. Unless its caller is being put through: they may come back.
-    pub(crate) fn new(
-        (sid, number, direction): (&str, &str, Direction),
-        transcript: Transcript,
-        ended_by: EndedBy,
-        journal: &Journal,
-    ) -> Delivery {
-        let unfinished = ended_by == EndedBy::Transferred;
-        let wait = if unfinished { transfer_max(direction) } else { Duration::ZERO };
-        Delivery {
-            sid: sid.to_owned(),
-            number: number.to_owned(),
-            direction,
-            transcript,
-            ended_by,
-            journal: journal.path().to_owned(),
-            unfinished,
-            tries: 0,
-            due: Instant::now() + wait,
-            since: Instant::now(),
+impl Clock {
+    fn new() -> Clock {
+        Clock { steady_since: Instant::now(), looked: (Instant::now(), Timestamp::now()) }
+    }
+
+    fn steady_for(&mut self, calendar: Timestamp) -> Duration {
+        let (then, calendar_then) = std::mem::replace(&mut self.looked, (Instant::now(), calendar));
+        let passed = then.elapsed();
+        let by_the_calendar = calendar.duration_since(calendar_then);
+        let jump = by_the_calendar.unsigned_abs().abs_diff(passed);
+        if by_the_calendar.is_negative() || jump > CLOCK_JUMP {
+            self.steady_since = Instant::now();
         }
-    }
-
-    /// What an earlier process has not delivered. A call without an end may be taken up again first.
-    pub(crate) fn left_behind(past: PastCall, journal: PathBuf) -> Delivery {
-        let (ended_by, may_go_on_for) = match (past.ended_by, past.transferred) {
-            (None, true) => (EndedBy::Transferred, transfer_max(past.direction)),
-            (None, false) => (EndedBy::ProcessDied, TAKE_UP_WITHIN),
-            (Some(ended_by), _) => (ended_by, Duration::ZERO),
-        };
-        // A journal whose first line is spoilt still has a name.
-        let sid = if past.sid.is_empty() { sid_of(&journal).to_owned() } else { past.sid };
-        Delivery {
-            sid,
-            number: past.number,
-            direction: past.direction,
-            transcript: past.transcript,
-            ended_by,
-            journal,
-            unfinished: past.ended_by.is_none(),
-            tries: 0,
-            due: Instant::now() + may_go_on_for.saturating_sub(past.quiet_for),
-            since: Instant::now().checked_sub(past.quiet_for).unwrap_or_else(Instant::now),
-        }
-    }
-
-    pub(crate) fn journal(&self) -> &Path {
-        &self.journal
-    }
-
-    /// Of many tries the page is shown the first one.
-    pub(crate) fn tap(&self, config: &Arc<Config>) -> Tap {
-        if self.tries > 0 {
-            return Tap::closed();
-        }
-        Tap::new(Arc::new(Journal::at(self.journal.clone())), Arc::clone(config))
-    }
-
-    /// Nothing was known of an end of this call until now.
-    pub(crate) fn is_unfinished(&self) -> bool {
-        self.unfinished
-    }
-
-    /// The call has come to its end.
-    pub(crate) fn finish(&mut self) {
-        self.unfinished = false;
-        self.note(&Event::End { ended_by: self.ended_by });
-    }
-
-    /// A journal that was deleted under our feet, or could not be written, is completed with all
-    /// that is known.
-    pub(crate) fn note(&self, event: &Event) {
-        let journal = Journal::at(self.journal.clone());
-        if !PastCall::read(&self.journal).is_ok_and(|past| past.sid == self.sid) {
-            let (call_sid, number) = (self.sid.clone(), self.number.clone());
-            journal.note(&Event::Ring { call_sid, number, direction: self.direction });
-            for utterance in self.transcript.utterances() {
-                journal.note(&Event::Said(utterance.clone()));
-            }
-            journal.note(&Event::End { ended_by: self.ended_by });
-        }
-        journal.note(event);
-    }
-
-    fn try_again(mut self, failure: &Failure) -> Option<Delivery> {
-        self.tries += 1;
-        self.note(&Event::Undelivered { why: failure.to_string() });
-        let path = self.journal.display();
-        if self.since.elapsed() > DELIVER_FOR {
-            log!(
-                self,
-                Error,
-                After,
-                "{failure}; the transcript stays in {path} (callbridge outbox)"
-            );
-            return None;
-        }
-        let doubled = DELIVER_AGAIN_MIN * 2_u32.saturating_pow((self.tries - 1).min(16));
-        // A quarter more or less, so that many do not come back in the same moment.
-        let [dice] = random_bytes();
-        let pause = doubled.min(DELIVER_AGAIN_MAX) * (192 + u32::from(dice) / 2) / 256;
-        let seconds = pause.as_secs();
-        log!(
-            self,
-            Warn,
-            After,
-            "{failure}; the transcript stays in {path}, next try in {seconds} s";
-            seconds
-        );
-        self.due = Instant::now() + pause;
-        Some(self)
+        self.steady_since.elapsed()
     }
 }
 

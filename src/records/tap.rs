@@ -25,12 +25,12 @@ use crate::toolbox::text::cut;
 pub(crate) struct Tap {
     /// A bit for each [`Exhibit`] that the journal has.
     shown: AtomicU64,
-    into: Option<(Arc<Journal>, Arc<Config>)>,
+    into: Option<(Journal, Arc<Config>)>,
 }
 
 impl Tap {
     /// `config` knows the secrets that are not to be shown.
-    pub(crate) fn new(journal: Arc<Journal>, config: Arc<Config>) -> Tap {
+    pub(crate) fn new(journal: Journal, config: Arc<Config>) -> Tap {
         Tap { shown: AtomicU64::new(0), into: Some((journal, config)) }
     }
 

@@ -10,6 +10,7 @@ use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::Path;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -33,10 +34,10 @@ use crate::parties::ultravox::body::selected_tools;
 use crate::parties::ultravox::leg::FromAgent;
 use crate::parties::ultravox::tool::INVOCATION_ID_BYTES_MAX;
 use crate::parties::ultravox::{read_agent_call, refusal};
+use crate::records::delivery::Delivery;
 use crate::records::ended_by::EndedBy;
 use crate::records::event::Event;
-use crate::records::journal::{Journal, sid_of};
-use crate::records::outbox::Delivery;
+use crate::records::journal::{Journals, sid_of};
 use crate::records::past::PastCall;
 use crate::records::transcript::{TRANSCRIPT_BYTES_MAX, Transcript, Utterance};
 use crate::setup::agent::{Agent, TOOL_WITHIN_MAX, ToolAction};
@@ -151,7 +152,7 @@ fn feed_form(data: &[u8]) {
     }
     let sid = form.get("CallSid");
     if is_sid(sid) {
-        let journal = Journal::begin(Path::new("data"), sid);
+        let journal = Journals::new(Path::new("data")).begin(sid);
         let path = journal.path();
         assert_eq!(path.parent(), Some(Path::new("data/calls")), "it stays in its directory");
         assert_eq!(sid_of(path), sid, "and is found again");
@@ -396,9 +397,11 @@ fn feed_journal(data: &[u8]) {
     assert_eq!(delivery.transcript.text(), said);
     assert_eq!(delivery.is_unfinished(), before.ended_by.is_none());
 
-    let journal = Journal::at(path.clone());
+    let all = Journals::new(scratch.path());
+    let journal = all.claim(&path).ok().unwrap();
     journal.note(&Event::Stage { stage: "line\none, \u{1f44b}".into() });
     journal.note(&Event::End { ended_by: EndedBy::CallerLeft });
+    all.flush(Duration::from_secs(10));
     let after = PastCall::read(&path).unwrap();
     assert_eq!(after.stage, "line\none, \u{1f44b}", "what was there before spoils nothing");
     assert_eq!(after.ended_by, Some(EndedBy::CallerLeft));

@@ -4,6 +4,7 @@
 
 #[path = "../../src/demo/mod.rs"]
 mod demo;
+mod disk;
 mod door;
 mod faults;
 mod happy;
@@ -13,6 +14,7 @@ mod sad;
 
 use std::error::Error;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -55,6 +57,23 @@ impl Call {
             "customer_name": "Anna Berg"});
         self.act("move_to_main_convo", &details)
     }
+}
+
+/// All that the bridge has dealt with is on disk: a kill loses none of it. Its writer is behind by
+/// some milliseconds, or more on a busy machine.
+#[track_caller]
+fn written(world: &World, sid: &str, agent: &AgentCall) -> Result<(), Trouble> {
+    let question = agent.invoke("are_you_there", &json!({}))?;
+    agent.wait_result(&question)?;
+    let deadline = Instant::now() + PATIENCE;
+    while !world.journal(sid).iter().any(|event| event["id"] == question.as_str()) {
+        if Instant::now() > deadline {
+            return Err(world.trouble("the journal is behind"));
+        }
+        // Nothing announces that a file has grown.
+        thread::sleep(Duration::from_millis(2));
+    }
+    Ok(())
 }
 
 fn wishes(location: &str) -> Value {

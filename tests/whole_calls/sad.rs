@@ -22,6 +22,7 @@ use crate::demo::{
 };
 use crate::{
     CALLER, Call, DEFAULT_GREETING, Outcome, at_the_same_time, connect, greeting_of, wishes,
+    written,
 };
 
 const APOLOGY: &str = "We are sorry. Our assistant cannot speak with you right now. Please call \
@@ -1172,6 +1173,7 @@ fn a_bridge_that_dies_in_a_call_takes_it_up_again_when_it_is_back() -> Outcome {
     call.enter_main_stage()?;
     call.agent.user_said("Before the power cut.")?;
     call.goes_on()?;
+    written(&world, &call.ringing.call_sid, &call.agent)?;
     world.bridge.restart()?;
     let again = follow(&call.ringing, call.ringing.stream_ended(&world)?)?;
     let agent = world.ultravox.next_call(PATIENCE)?;
@@ -1201,6 +1203,7 @@ fn a_bridge_that_dies_with_the_last_word_files_the_transcript_once() -> Outcome 
     let call = connect(&world)?;
     call.agent.user_said("Before the power cut.")?;
     call.goes_on()?;
+    written(&world, &call.ringing.call_sid, &call.agent)?;
     world.bridge.kill();
     // The cut came in the middle of a line.
     let (path, text) = journal(&world)?;

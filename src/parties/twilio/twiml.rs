@@ -10,7 +10,7 @@
 
 use std::time::Duration;
 
-use crate::records::outbox::TRANSFER_MAX;
+use crate::records::delivery::TRANSFER_MAX;
 
 /// How long a person's phone rings when a caller is put through.
 const TRANSFER_RINGS: Duration = Duration::from_secs(25);
