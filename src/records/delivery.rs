@@ -94,7 +94,7 @@ impl Delivery {
         }
     }
 
-    /// What an earlier process has not delivered. A call without an end may be taken up again first.
+    /// What an earlier process has not delivered. A call without an end may be taken up first.
     pub(crate) fn left_behind(past: PastCall, path: PathBuf) -> Delivery {
         let (ended_by, may_go_on_for) = match (past.ended_by, past.transferred) {
             (None, true) => (EndedBy::Transferred, transfer_max(past.direction)),
@@ -155,16 +155,16 @@ impl Delivery {
         self.since
     }
 
-    pub(super) fn is_first_try(&self) -> bool {
-        self.tries == 0
-    }
-
     /// Of many tries the page is shown the first one.
     pub(crate) fn tap(&self, config: &Arc<Config>) -> Tap {
         match &self.journal {
             Some(journal) if self.is_first_try() => Tap::new(journal.clone(), Arc::clone(config)),
             Some(_) | None => Tap::closed(),
         }
+    }
+
+    pub(super) fn is_first_try(&self) -> bool {
+        self.tries == 0
     }
 
     /// Nothing was known of an end of this call until now.

@@ -322,15 +322,6 @@ impl Outbox {
         drop(wait(&self.changed, deliveries, 2 * DELIVER_WITHIN, untried));
     }
 
-    /// Since when the transcripts have been waiting that n8n does not have yet. A call that may
-    /// still go on has none.
-    fn waiting_since(&self) -> Vec<Instant> {
-        let deliveries = lock(&self.deliveries);
-        let finished = deliveries.waiting.iter().filter(|delivery| !delivery.is_unfinished());
-        let on_the_way = deliveries.on_the_way.iter().map(|(_, since)| *since);
-        finished.map(Delivery::since).chain(on_the_way).collect()
-    }
-
     pub(crate) fn waiting(&self) -> usize {
         self.waiting_since().len()
     }
@@ -338,6 +329,15 @@ impl Outbox {
     /// How long the oldest of them has been waiting.
     pub(crate) fn oldest(&self) -> Duration {
         self.waiting_since().iter().min().map_or(Duration::ZERO, Instant::elapsed)
+    }
+
+    /// Since when the transcripts have been waiting that n8n does not have yet. A call that may
+    /// still go on has none.
+    fn waiting_since(&self) -> Vec<Instant> {
+        let deliveries = lock(&self.deliveries);
+        let finished = deliveries.waiting.iter().filter(|delivery| !delivery.is_unfinished());
+        let on_the_way = deliveries.on_the_way.iter().map(|(_, since)| *since);
+        finished.map(Delivery::since).chain(on_the_way).collect()
     }
 
     pub(crate) fn given_up(&self) -> usize {

@@ -1,9 +1,10 @@
 //! The tap: what goes over the wire in a call, for the live page.
 //!
-//! The legs of a call and the questions to n8n and Ultravox show each message to the call's [`Tap`].
-//! Of each kind the first one is written into the journal, short and without secrets, and the page
-//! shows it beside the step it belongs to. For every further message a tap is one look at a number,
-//! so nothing on the way of sound is slower for it. What is sent is shown once it is on its way.
+//! The legs of a call and the questions to n8n and Ultravox show each message to the call's
+//! [`Tap`]. Of each kind the first one is written into the journal, short and without secrets, and
+//! the page shows it beside the step it belongs to. For every further message a tap is one look at
+//! a number, so nothing on the way of sound is slower for it. What is sent is shown once it is on
+//! its way.
 //!
 //! ```text
 //! tap.show(Exhibit::Clear, || clear.to_string());
@@ -39,10 +40,6 @@ impl Tap {
         Tap { shown: AtomicU64::new(0), into: None }
     }
 
-    pub(crate) fn has_shown(&self, exhibit: Exhibit) -> bool {
-        self.shown.load(Ordering::Relaxed) & (1 << exhibit as u8) != 0
-    }
-
     /// `text` is asked for once at most.
     pub(crate) fn show(&self, exhibit: Exhibit, text: impl FnOnce() -> String) {
         let bit = 1 << exhibit as u8;
@@ -54,6 +51,10 @@ impl Tap {
         let text = cut(&config.hide_secrets(text()), WIRE_CHARS_MAX);
         let (way, with) = (way.to_owned(), party.name().to_owned());
         journal.note(&Event::Wire { step: step as u8, way, with, text });
+    }
+
+    pub(crate) fn has_shown(&self, exhibit: Exhibit) -> bool {
+        self.shown.load(Ordering::Relaxed) & (1 << exhibit as u8) != 0
     }
 }
 

@@ -1,9 +1,9 @@
 //! What was said in a call, put together from the pieces in which it arrives.
 //!
-//! Ultravox sends an utterance in several messages ([`Heard`]): its words so far, more words, and at
-//! last the whole. A [`Transcript`] keeps them by agent, ordinal and speaker, whatever the order, and
-//! gives them back in three shapes: as text for n8n, as history for an agent that takes over, and
-//! one by one for the journal, which tells the same when it is read back.
+//! Ultravox sends an utterance in several messages ([`Heard`]): its words so far, more words, and
+//! at last the whole. A [`Transcript`] keeps them by agent, ordinal and speaker, whatever the
+//! order, and gives them back in three shapes: as text for n8n, as history for an agent that takes
+//! over, and one by one for the journal, which tells the same when it is read back.
 //!
 //! It never holds more than [`TRANSCRIPT_BYTES_MAX`], and it leaves out what nobody has said.
 
@@ -162,12 +162,6 @@ impl Transcript {
         self.utterances.iter().filter(|one| one.words().is_some()).count()
     }
 
-    pub(crate) fn in_order(&self) -> impl Iterator<Item = (Speaker, String)> {
-        let mut all: Vec<&Utterance> = self.utterances.iter().collect();
-        all.sort_by_key(|one| (one.agent, one.ordinal));
-        all.into_iter().filter_map(|one| Some((one.speaker, one.words()?)))
-    }
-
     /// `Agent: …` and `User: …`, one line each.
     pub(crate) fn text(&self) -> String {
         let lines = self.in_order().map(|(speaker, words)| format!("{speaker:?}: {words}"));
@@ -184,6 +178,12 @@ impl Transcript {
             Speaker::User => json!({"role": "MESSAGE_ROLE_USER", "text": words}),
         });
         messages.collect()
+    }
+
+    pub(crate) fn in_order(&self) -> impl Iterator<Item = (Speaker, String)> {
+        let mut all: Vec<&Utterance> = self.utterances.iter().collect();
+        all.sort_by_key(|one| (one.agent, one.ordinal));
+        all.into_iter().filter_map(|one| Some((one.speaker, one.words()?)))
     }
 }
 
