@@ -995,8 +995,10 @@ fn calls_are_served_while_the_journals_are_still_being_read() -> Outcome {
 
     // Slow, so that a transcript that is filed twice would be seen twice.
     world.n8n.set_reply("2", Reply::json(200, &json!({})).after(Duration::from_millis(300)));
-    fs::write(&slow, "")?;
-    fs::remove_file(&slow)?;
+    // Under another name first: nobody is to open it again, and wait once more.
+    let aside = world.data_dir().join("slow");
+    fs::rename(&slow, &aside)?;
+    fs::write(&aside, "")?;
     for call in [&left, &again, &new] {
         wait_for_event(&world, &call.ringing.call_sid, "delivered")?;
     }
