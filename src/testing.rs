@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -209,3 +209,7 @@ pub(crate) fn check_diagram(agent: &Agent) {
     }
     assert!(!diagram::plain(agent).is_empty());
 }
+
+/// A process that is being started has copies of all our files until it has become another
+/// program, and with them our locks. Whoever starts one, and whoever counts on locks, has it alone.
+pub(crate) static NO_FORK: Mutex<()> = Mutex::new(());

@@ -14,7 +14,8 @@ use tempfile::tempdir;
 use crate::feed::feed;
 use crate::records::event::Direction;
 use crate::records::transcript::{Heard, Speaker};
-use crate::testing::{DEADLINE, full_agent, full_settings};
+use crate::testing::{DEADLINE, NO_FORK, full_agent, full_settings};
+use crate::toolbox::threads::lock;
 use crate::{Bridge, Call, IncomingCall, note_transcript};
 
 /// A full pipe stands for a disk that hangs.
@@ -22,11 +23,13 @@ use crate::{Bridge, Call, IncomingCall, note_transcript};
 fn whoever_looks_at_a_call_does_not_wait_for_the_disk() {
     let scratch = tempdir().unwrap();
     let pipe = scratch.path().join("pipe");
+    let alone = lock(&NO_FORK);
     assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
     let other_end = fs::OpenOptions::new().read(true).write(true).open(&pipe).unwrap();
     let mut fill = Command::new("dd");
     fill.args(["if=/dev/zero", "bs=4096", "oflag=nonblock"]).arg(format!("of={}", pipe.display()));
     assert!(!fill.output().unwrap().status.success(), "it ends because no more goes in");
+    drop(alone);
     let incoming = IncomingCall {
         sid: "CA1",
         number: "+4930123456",

@@ -15,7 +15,8 @@ use crate::records::event::{Direction, Event};
 use crate::records::journal::{Journals, Unclaimed, journals, sid_of};
 use crate::records::past::PastCall;
 use crate::records::transcript::{Speaker, Utterance};
-use crate::testing::{DEADLINE, JOURNAL, file_in};
+use crate::testing::{DEADLINE, JOURNAL, NO_FORK, file_in};
+use crate::toolbox::threads::lock;
 
 fn ring(sid: &str) -> Event {
     let number = "anonymous".to_owned();
@@ -73,6 +74,7 @@ fn half_a_line_does_not_spoil_the_next() {
 /// The writer opens and closes files meanwhile. Nobody is to take its locks for another process's.
 #[test]
 fn what_we_have_just_let_go_of_can_be_claimed_again() {
+    let _alone = lock(&NO_FORK);
     let scratch = tempdir().unwrap();
     let path = file_in(&scratch, "1-CA1.jsonl", JOURNAL);
     let all = Journals::new(scratch.path());
