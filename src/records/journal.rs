@@ -57,6 +57,11 @@ impl Journals {
         Journals { data_dir: data_dir.to_owned(), desk: Arc::default() }
     }
 
+    /// For a process that lives long, so that its first call does not start a thread for it.
+    pub(crate) fn start_writer(&self) {
+        self.desk.start_writer();
+    }
+
     /// Of a call that begins now. The file is made with the first event.
     pub(crate) fn begin(&self, sid: &str) -> Journal {
         let start = Timestamp::now().strftime("%Y%m%dT%H%M%SZ");

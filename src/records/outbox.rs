@@ -100,6 +100,7 @@ impl Outbox {
         journals: &'static Journals,
         file: impl Fn(&mut Delivery) -> Result<(), Failure> + Send + Sync + 'static,
     ) -> io::Result<()> {
+        journals.start_writer();
         let began = Instant::now();
         let clock = Clock::new();
         let count = self.look_through(journals, false);

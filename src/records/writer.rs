@@ -155,6 +155,12 @@ impl Desk {
         }
     }
 
+    /// Starts the writer before there is anything to write. A thread that could not be started is
+    /// tried again with the next line.
+    pub(super) fn start_writer(self: &Arc<Desk>) {
+        self.wake_writer(lock(&self.paper));
+    }
+
     fn wake_writer(self: &Arc<Desk>, mut paper: MutexGuard<Paper>) {
         let is_first = !std::mem::replace(&mut paper.writer_runs, true);
         drop(paper);
