@@ -374,6 +374,8 @@ fn a_stream_that_misbehaves_after_its_start_ends_alone() -> Outcome {
             let mut socket = stream(world)?;
             socket.write_all(&start(victim.sid(), "MZ1", &token))?;
             world_is(world, close_code(&mut socket) == Some(1008), "a token was taken twice")?;
+            // On a slow machine a silent stream would count as broken, and another may follow it.
+            victim.talks()?;
         }
         victim.talks()?;
         victim.hangs_up()?;
