@@ -42,6 +42,8 @@ pub struct Server {
 pub(super) struct Running {
     pub(super) child: Child,
     pub(super) listener: JoinHandle<()>,
+    #[cfg(test)]
+    pub(super) _limit: for_tests::Limit,
 }
 
 impl Server {
@@ -162,7 +164,12 @@ impl ChildLog {
             }
             book.change(|book| book.ended = true);
         })?;
-        Ok(Running { child, listener })
+        Ok(Running {
+            #[cfg(test)]
+            _limit: for_tests::Limit::new(child.id())?,
+            child,
+            listener,
+        })
     }
 
     pub(super) fn len(&self) -> usize {

@@ -2,11 +2,14 @@
 //!
 //! The shipped program does not contain this file.
 
+use std::io::{self, Write as _};
 use std::process::{Command, ExitStatus, Output};
 use std::sync::atomic::Ordering;
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::Duration;
+use std::{process, thread};
 
-use crate::demo::backstage::{lock, moot};
+use crate::demo::backstage::{lock, moot, spawn};
 use crate::demo::server::Server;
 use crate::demo::trouble::Trouble;
 
@@ -112,5 +115,30 @@ impl Server {
     /// passes things on.
     pub fn stand_behind(&self, port: u16) {
         self.port.store(port, Ordering::Release);
+    }
+}
+
+/// No test keeps one server process for longer. The slowest takes half a minute, so this is a test
+/// that hangs.
+const TEST_WITHIN: Duration = Duration::from_mins(5);
+
+/// Ends the test program, and names the test, if it is not dropped in time. A thread that hangs
+/// cannot be made to fail, and a run that never ends says nothing.
+pub(in crate::demo) struct Limit(Sender<()>);
+
+impl Limit {
+    pub(super) fn new(child: u32) -> io::Result<Limit> {
+        let (held, dropped) = channel();
+        let test = thread::current().name().unwrap_or("a test").to_owned();
+        spawn("limit of a test", move || {
+            if dropped.recv_timeout(TEST_WITHIN) == Err(RecvTimeoutError::Timeout) {
+                let why = format!("{test} has hung for {} s", TEST_WITHIN.as_secs());
+                // Not `eprintln!`: what a test prints is kept until it ends.
+                moot(writeln!(io::stderr(), "{why}"));
+                moot(Command::new("kill").arg("-KILL").arg(child.to_string()).status());
+                process::exit(101);
+            }
+        })?;
+        Ok(Limit(held))
     }
 }
