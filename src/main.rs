@@ -520,8 +520,10 @@ struct CallState {
     stage: String,
     /// Since its first stream opened, until the agent's first sound.
     silent_since: Option<Instant>,
-    /// The mark that came back last.
-    mark: String,
+    /// The mark behind the agent's last word came back.
+    heard_last_word: bool,
+    /// Why we have asked the agent to say something and go.
+    told_to_leave: Option<EndedBy>,
     hang_up: Option<EndedBy>,
     /// Twilio has said `stop` before we have closed the stream: there is no caller any more.
     stopped: bool,
@@ -1116,7 +1118,7 @@ fn relay_caller_to_agent(call: &Arc<Call>, caller: &CallerLeg) -> StreamEnd {
                 }
             }
             FromTwilio::Mark(name) => {
-                lock(&call.state).mark = name;
+                lock(&call.state).heard_last_word |= name == LAST_WORD;
                 call.changed.notify_all();
             }
             FromTwilio::Stop => {
@@ -1343,11 +1345,10 @@ impl<'a> Act<'a> {
 
     /// Why the agent is gone, when it has gone in an orderly way.
     fn reason(&self) -> EndedBy {
-        let shutting_down = self.call.bridge.is_ending();
         match self.leaving {
             Some((why, _)) => why,
-            None if shutting_down => EndedBy::ShuttingDown,
-            None => EndedBy::AgentLeft,
+            None if self.call.bridge.is_ending() => EndedBy::ShuttingDown,
+            None => lock(&self.call.state).told_to_leave.unwrap_or(EndedBy::AgentLeft),
         }
     }
 
@@ -1399,7 +1400,7 @@ impl<'a> Act<'a> {
                 self.leaving = Some((EndedBy::Transferred, run.began));
                 ToolResult::HangUp
             }
-            ToolAction::N8n { .. } => return ask_n8n_aside(tool, run),
+            ToolAction::N8n { route, .. } => return ask_n8n_aside(tool, route, run),
             ToolAction::Ultravox { .. } => ToolResult::NoSuchTool,
         };
         run.is_done(&result, "done");
@@ -1423,34 +1424,36 @@ impl<'a> Act<'a> {
     }
 }
 
-fn ask_n8n_aside(tool: &'static Tool, run: ToolRun) {
-    let run = Arc::new(run);
-    let running = run.call.tools_running.fetch_add(1, Ordering::SeqCst);
-    let aside = Arc::clone(&run);
-    let started = if running < TOOLS_AT_ONCE_MAX {
-        spawn(format!("{} tool", shorten(&run.call.sid)), move || {
-            aside.call.journal.note(&Event::ToolBegins(aside.asked()));
-            let (result, outcome) = n8n_tool(&aside.call, tool, &aside.invocation);
-            aside.is_done(&result, outcome);
-            aside.call.tools_running.fetch_sub(1, Ordering::SeqCst);
-        })
-        .map(drop)
-    } else {
-        Err(io::Error::other("too many things at once; ask again when these are done"))
+fn ask_n8n_aside(tool: &'static Tool, route: &'static str, run: ToolRun) {
+    let (call, run) = (Arc::clone(&run.call), Arc::new(run));
+    let refuse = |why: &str| {
+        call.tools_running.fetch_sub(1, Ordering::SeqCst);
+        log!(call, Warn, Act, "{}: {why}", run.invocation.tool);
+        run.settle(&ToolResult::Failed(why.to_owned()), "refused");
     };
+    if call.tools_running.fetch_add(1, Ordering::SeqCst) >= TOOLS_AT_ONCE_MAX {
+        return refuse("too many things at once; ask again when these are done");
+    }
+    let aside = Arc::clone(&run);
+    let started = spawn(format!("{} tool", shorten(&call.sid)), move || {
+        aside.call.journal.note(&Event::ToolBegins(aside.asked()));
+        let (result, outcome) = n8n_tool(&aside.call, tool, route, &aside.invocation);
+        aside.is_done(&result, outcome);
+        aside.call.tools_running.fetch_sub(1, Ordering::SeqCst);
+    });
     if let Err(error) = started {
-        run.call.tools_running.fetch_sub(1, Ordering::SeqCst);
-        log!(run.call, Warn, Act, "{}: {error}", run.invocation.tool);
-        run.settle(&ToolResult::Failed(error.to_string()), "refused");
+        refuse(&error.to_string());
     }
 }
 
 /// Asks n8n, once for each different question. A repeat waits for the first and gets its answer,
 /// because the model does repeat itself, and nobody wants two meetings.
-fn n8n_tool(call: &Call, tool: &Tool, invocation: &Invocation) -> (ToolResult, &'static str) {
-    let ToolAction::N8n { route, .. } = &tool.action else {
-        return (ToolResult::NoSuchTool, "no such tool");
-    };
+fn n8n_tool(
+    call: &Call,
+    tool: &Tool,
+    route: &str,
+    invocation: &Invocation,
+) -> (ToolResult, &'static str) {
     let data = invocation.n8n_data(tool, &call.bridge.agent);
     let question = format!("{route} {data}");
     let fingerprint =
@@ -1592,13 +1595,14 @@ impl Call {
     }
 }
 
-/// Added to the playing time of what the caller has yet to hear. Then the line drops.
+/// The name of the one mark that we send.
+const LAST_WORD: &str = "goodbye";
+/// Added to the playing time of what the caller has yet to hear. Then the stream is closed.
 const MARK_GRACE: Duration = Duration::from_secs(2);
 
 /// All of the agent's voice is with Twilio, but not yet with the caller. A mark after it comes back
 /// when it has been played. Closing now would cut the goodbye off.
 fn await_last_word(call: &Call, caller: &CallerLeg) {
-    const LAST_WORD: &str = "goodbye";
     let began = Instant::now();
     let unheard = caller.unheard();
     if !caller.mark(LAST_WORD) {
@@ -1606,9 +1610,9 @@ fn await_last_word(call: &Call, caller: &CallerLeg) {
     }
     let state = lock(&call.state);
     let state = wait(&call.changed, state, unheard + MARK_GRACE, |state| {
-        state.mark != LAST_WORD && state.caller.is_some()
+        !state.heard_last_word && state.caller.is_some()
     });
-    let how = match (state.mark == LAST_WORD, state.caller.is_some()) {
+    let how = match (state.heard_last_word, state.caller.is_some()) {
         (true, _) => "the caller heard the last word",
         (false, false) => "the caller left during the goodbye",
         (false, true) => "no mark came back; the playing time has passed",
@@ -1639,24 +1643,22 @@ fn what_comes_next(
     dial_status: &str,
 ) -> Answer {
     bridge.calls.await_filed(sid);
-    let has_left = is_final(call_status);
-    match (dial_status, bridge.calls.find(sid)) {
-        ("", Some(call)) if has_left => {
+    let call = bridge.calls.find(sid);
+    if is_final(call_status) || matches!(dial_status, "completed" | "answered") {
+        if let Some(call) = call.filter(|_| dial_status.is_empty()) {
             call.hang_up(EndedBy::CallerLeft);
-            hang_up_for_good(bridge, sid)
         }
-        ("", Some(call)) if !call.is_over() => another_stream(&call),
-        ("", _) if has_left => hang_up_for_good(bridge, sid),
-        ("", _) => match bridge.calls.how_it_ended(sid) {
-            Some(how) => after_the_agent(bridge, how),
-            None => take_up(bridge, sid, LINE_BROKE),
-        },
-        ("completed" | "answered", _) => hang_up_for_good(bridge, sid),
-        (_, _) if has_left => hang_up_for_good(bridge, sid),
-        (status, _) => {
-            log!(Sid { sid }, Info, Goodbye, "nobody answered the transfer ({status})");
-            take_up(bridge, sid, NOBODY_ANSWERED)
-        }
+        bridge.outbox.file_now(sid);
+        return Answer::HangUp;
+    }
+    if !dial_status.is_empty() {
+        log!(Sid { sid }, Info, Goodbye, "nobody answered the transfer ({dial_status})");
+        return take_up(bridge, sid, NOBODY_ANSWERED);
+    }
+    match (call.filter(|call| !call.is_over()), bridge.calls.how_it_ended(sid)) {
+        (Some(call), _) => another_stream(&call),
+        (None, Some(how)) => after_the_agent(bridge, how),
+        (None, None) => take_up(bridge, sid, LINE_BROKE),
     }
 }
 
@@ -1679,11 +1681,6 @@ fn after_the_agent(bridge: &Bridge, how: EndedBy) -> Answer {
             _,
         ) => Answer::HangUp,
     }
-}
-
-fn hang_up_for_good(bridge: &Bridge, sid: &str) -> Answer {
-    bridge.outbox.file_now(sid);
-    Answer::HangUp
 }
 
 /// `POST /call-status`: optional for calls that come in, asked for by us for calls that go out. It
@@ -1718,6 +1715,7 @@ fn leave_to_machine(call: &Arc<Call>, answered_by: &str) {
     let Some((message, agent)) = told else {
         return call.hang_up(EndedBy::Machine);
     };
+    lock(&call.state).told_to_leave = Some(EndedBy::Machine);
     if agent.hang_up(message).is_err() {
         call.hang_up(EndedBy::Machine);
     }

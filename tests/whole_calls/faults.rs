@@ -2206,7 +2206,7 @@ fn an_answering_machine_is_given_the_message() -> Outcome {
     call.agent.close()?;
     assert_eq!(call.phone.wait_closed()?, Heard::Closed(Some(1000)));
     assert!(contains(&call.phone.heard_audio(), &words), "cut off in the message");
-    assert_eq!(the_transcript(&world)?.0, format!("Agent: {message}"));
+    assert_eq!(the_transcript(&world)?, (format!("Agent: {message}"), "Machine".to_owned()));
     Ok(())
 }
 
