@@ -39,11 +39,13 @@
 //!                       thread U: agent -> caller         |
 //!                                 |                  1 Ring, 2 Greeting, 3 Agent, 4 Answer
 //!   Ultravox <---- WebSocket -----+                       |
-//!   n8n <--------- HTTP ----------------------------------+
+//!   Ultravox, n8n <---- HTTP -----------------------------+
 //! ```
 //!
-//! Threads and blocking sockets only, no async runtime. A call has two threads of its own. Each
-//! *waits outside the lock and thinks inside it*: `toolbox/socket.rs` is the one clever thing here.
+//! Threads and blocking sockets only, no async runtime. A call has two threads of its own, one for
+//! each direction, on sockets that both of them use: a thread waits for bytes without holding the
+//! socket's lock, and takes it only to look at what came. `toolbox/socket.rs` is the one clever
+//! thing here. Tools that ask n8n, and transcripts on their way to it, have threads beside these.
 //!
 //! # When something breaks
 //!
@@ -87,6 +89,8 @@
 //! * *line*: a telephone line, one of `MAX_CALLS`; taken by a call while it lasts.
 //! * *stage*: a part of the conversation with its own prompt, voice and tools.
 //! * *journal*: a call's file on disk, one line an event.
+//! * *outbox*: the transcripts that n8n has not taken yet.
+//! * *tap*: what shows the messages of a call to the live page; it changes none of them.
 //!
 //! # Left out
 //!
@@ -181,6 +185,7 @@ mod testing;
 #[cfg(test)]
 mod tests;
 mod workflow;
+
 // ============================================================================
 // 0. Before the call: a server that waits for one
 // ============================================================================
@@ -339,7 +344,6 @@ impl Hall for Bridge {
     }
 }
 
-/// Finds the function that answers.
 fn route(bridge: &'static Bridge, request: &mut tiny_http::Request) -> Reply {
     let url = request.url().to_owned();
     let path = url.split('?').next().unwrap_or_default();
@@ -532,7 +536,7 @@ struct CallState {
 }
 
 impl CallState {
-    /// Missing until it has ended. Of a caller who has left, nobody is there to be put through.
+    /// `None` while the call lasts. A transfer whose caller has left counts as `CallerLeft`.
     fn how_it_ended(&self) -> Option<EndedBy> {
         match self.hang_up {
             Some(EndedBy::Transferred) if self.stopped => Some(EndedBy::CallerLeft),
@@ -624,7 +628,7 @@ fn greeting(call: &Call) -> String {
     text
 }
 
-/// Of a call that goes out, whoever ordered it may have said what to open with.
+/// Whoever orders a call may say what to open it with.
 fn ordered_greeting(call: &Call, first_message: &str) -> String {
     if first_message.is_empty() {
         note_greeting(call, "default", 0, "n8n is not asked for calls that go out");
@@ -754,7 +758,7 @@ fn create_agent_call(
     };
     let mut state = lock(&call.state);
     state.agent_id.clone_from(&created.id);
-    // What a journal says is only text.
+    // It may come from a journal that somebody has edited.
     state.agents = state.agents.saturating_add(1);
     state.ends_by = Some(Instant::now() + lasts + TOO_LONG_GRACE);
     let number = state.agents;
@@ -1074,8 +1078,8 @@ impl Call {
 //                    {"type":"transcript","role":"user","text":"Hello?","final":true,"ordinal":2}
 // Out:      the same sound on the other side, in order, at once; a word on why it stopped.
 // Fails:    when a leg breaks or falls silent. The other leg is then ended in an orderly way.
-// Not here: a clock. The caller's frames come fifty times a second, and are the only clock there
-//           is: a key's pause and the longest call are looked at when a frame comes in.
+// Not here: a clock. The caller's frames come fifty times a second: a key's pause and the longest
+//           call are looked at when one comes in.
 
 // --- 6a. Caller to agent (thread T) --------------------------------------------
 
@@ -1315,7 +1319,7 @@ const TOOLS_AT_ONCE_MAX: usize = 8;
 const TOOL_ANSWERS_MAX: usize = 100;
 /// Different invocations answered to one agent. More is a storm, and gets an error each.
 const INVOCATIONS_MAX: usize = 500;
-/// A tool's name in a journal. Whoever invents one may invent a long one.
+/// A tool's name in a journal. The model may make up a name of any length.
 const TOOL_NAME_CHARS_MAX: usize = 100;
 
 /// The agent's hands, on thread U.
@@ -1328,12 +1332,12 @@ struct Act<'a> {
     leaving: Option<(EndedBy, Instant)>,
 }
 
-/// An invocation that is being seen to.
+/// One invocation, until it has its result.
 struct ToolRun {
     call: Arc<Call>,
     agent: Arc<AgentLeg>,
     invocation: Invocation,
-    /// In which the agent was when it asked.
+    /// The agent's stage when it asked.
     stage: String,
     began: Instant,
 }
@@ -1403,7 +1407,7 @@ impl<'a> Act<'a> {
             ToolAction::N8n { route, .. } => return ask_n8n_aside(tool, route, run),
             ToolAction::Ultravox { .. } => ToolResult::NoSuchTool,
         };
-        run.is_done(&result, "done");
+        run.finish(&result, "done");
     }
 
     fn fill(&self, text: &str, invocation: &Invocation) -> String {
@@ -1438,7 +1442,7 @@ fn ask_n8n_aside(tool: &'static Tool, route: &'static str, run: ToolRun) {
     let started = spawn(format!("{} tool", shorten(&call.sid)), move || {
         aside.call.journal.note(&Event::ToolBegins(aside.asked()));
         let (result, outcome) = n8n_tool(&aside.call, tool, route, &aside.invocation);
-        aside.is_done(&result, outcome);
+        aside.finish(&result, outcome);
         aside.call.tools_running.fetch_sub(1, Ordering::SeqCst);
     });
     if let Err(error) = started {
@@ -1500,8 +1504,8 @@ const PERHAPS_DONE: &str = "It is not certain whether that worked: the system di
     clearly. Do not try again. Tell the caller that a colleague will check and confirm.";
 
 impl ToolRun {
-    /// Of a tool that has been at work.
-    fn is_done(&self, result: &ToolResult, outcome: &str) {
+    /// For a tool that has been at work, and so has a time to measure.
+    fn finish(&self, result: &ToolResult, outcome: &str) {
         TOOL_TIME.of(&[&self.invocation.tool]).observe(self.began.elapsed());
         self.settle(result, outcome);
     }
@@ -1553,9 +1557,9 @@ fn tell_result(call: &Call, agent: &AgentLeg, invocation: &Invocation, result: &
 // In:       thread U's reason to stop.
 // Wire:     {"event":"mark","streamSid":"MZ…","mark":{"name":"goodbye"}}    to Twilio, and back
 //           once the caller has heard all before it; then POST /stream-ended: what comes next?
-// Out:      a caller who has heard the last word, and a closed line.
+// Out:      a caller who has heard the last word, and two closed sockets.
 // Fails:    never for long: the mark has a deadline of its own.
-// Not here: the caller's hang-up. Thread T sees it, and `Call::hang_up` closes the agent's leg.
+// Not here: the caller who hangs up while the stream is open. Thread T sees that in step 6.
 
 fn say_goodbye(call: &Call, why: EndedBy) {
     call.hang_up(why);
@@ -1568,8 +1572,8 @@ fn say_goodbye(call: &Call, why: EndedBy) {
 }
 
 impl Call {
-    /// The one way down. The first reason counts; the agent's socket is closed at once, so that
-    /// nobody is listened to, or billed, after the end.
+    /// Every call ends through here. The first reason counts; the agent's socket is closed at once,
+    /// so that nobody is listened to, or billed, after the end.
     fn hang_up(&self, why: EndedBy) {
         let agent = {
             let mut state = lock(&self.state);

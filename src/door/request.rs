@@ -99,7 +99,7 @@ fn is_token(word: &str) -> bool {
     !word.is_empty() && word.bytes().all(is_plain)
 }
 
-/// Of two, one reader would take the first, another the last.
+/// Where there are two, one reader would take the first, another the last.
 fn the_one<'a>(headers: &[(&str, &'a str)], name: &str) -> Result<Option<&'a str>, Refusal> {
     let mut values = headers.iter().filter(|(present, _)| present.eq_ignore_ascii_case(name));
     let Some((_, value)) = values.next() else {

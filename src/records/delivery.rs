@@ -69,7 +69,7 @@ pub(crate) struct Delivery {
 }
 
 impl Delivery {
-    /// Of a call that has just ended. Unless its caller is being put through: they may come back.
+    /// For a call that has just ended, unless its caller is being put through: they may come back.
     pub(crate) fn new(
         (sid, number, direction): (&str, &str, Direction),
         transcript: Transcript,
@@ -155,7 +155,7 @@ impl Delivery {
         self.since
     }
 
-    /// Of many tries the page is shown the first one.
+    /// The page is shown only the first of many tries.
     pub(crate) fn tap(&self, config: &Arc<Config>) -> Tap {
         match &self.journal {
             Some(journal) if self.is_first_try() => Tap::new(journal.clone(), Arc::clone(config)),

@@ -62,7 +62,7 @@ impl Journals {
         self.desk.start_writer();
     }
 
-    /// Of a call that begins now. The file is made with the first event.
+    /// For a call that begins now. The file is made with the first event.
     pub(crate) fn begin(&self, sid: &str) -> Journal {
         let start = Timestamp::now().strftime("%Y%m%dT%H%M%SZ");
         let path: Arc<Path> =

@@ -44,7 +44,7 @@ impl Family<Gauge> {
 }
 
 impl Family<Histogram> {
-    /// Of what a caller may have to wait for.
+    /// For what a caller may have to wait for.
     pub(super) const fn waits(
         name: &'static str,
         help: &'static str,
@@ -53,7 +53,7 @@ impl Family<Histogram> {
         Family::new(name, help, labels, Histogram::of_waits)
     }
 
-    /// Of what happens to a frame of sound.
+    /// For what happens to a frame of sound.
     pub(super) const fn frames(
         name: &'static str,
         help: &'static str,
