@@ -45,7 +45,7 @@ const API_TOKEN: &str = "the-owners-own-token-0123456789";
 
 /// A frame that takes longer through the bridge than this is not real time. A healthy one takes
 /// a millisecond; the rest is for a test machine that runs attacker, victim and bystanders on two
-/// busy cores.
+/// busy cores. What that machine stalls for is forgiven on top, three times over.
 const REAL_TIME: Duration = Duration::from_secs(1);
 /// Threads and file descriptors are back within this time. `tiny_http` keeps a thread that has
 /// nothing to do for 5 s, and one whose doors are shut is kept for `REQUEST_WITHIN`.
@@ -370,10 +370,12 @@ fn a_stream_that_misbehaves_after_its_start_ends_alone() -> Outcome {
     siege.attack("a token used twice", FIRST_MISTAKE, "it has no valid token", |world| {
         let victim = victim(world)?;
         let token = json!({"token": victim.ringing.twiml.parameter("token")}).to_string();
-        for _ in 0..MANY {
+        for again in 1..=MANY {
             let mut socket = stream(world)?;
             socket.write_all(&start(victim.sid(), "MZ1", &token))?;
-            world_is(world, close_code(&mut socket) == Some(1008), "a token was taken twice")?;
+            let code = close_code(&mut socket);
+            let what = format!("the token, tried again for the {again}th time: {code:?}");
+            world_is(world, code == Some(1008), &what)?;
             // On a slow machine a silent stream would count as broken, and another may follow it.
             victim.talks()?;
         }
@@ -1061,11 +1063,12 @@ impl Siege {
         }
         let recovery = self.recovers(pid).map_err(blame)?;
         let mut latest_frame = Duration::ZERO;
-        for (bystander, frames) in self.bystanders.iter().zip(frames) {
-            let late = bystander.hears_and_is_heard(frames).map_err(blame)?;
+        for (bystander, frames) in self.bystanders.iter().zip(&frames) {
+            let late = bystander.hears_and_is_heard(*frames).map_err(blame)?;
             latest_frame = latest_frame.max(late);
         }
-        if latest_frame > REAL_TIME {
+        let stall = self.bystanders.iter().zip(&frames).map(|(one, since)| one.stall(*since)).max();
+        if latest_frame > REAL_TIME + 3 * stall.unwrap_or_default() {
             let millis = latest_frame.as_millis();
             return Err(blame(format!("a bystander's frame took {millis} ms").into()).into());
         }
@@ -1295,6 +1298,14 @@ impl Bystander {
         let up = late(&said_at, &heard_at, since.0);
         let down = late(&spoken_at, &played_at, since.1);
         Ok(up.max(down))
+    }
+
+    /// How long this machine has kept our own speaker waiting, who speaks every 20 ms. What it has
+    /// done to the speaker, it may have done to the bridge and to the listener too.
+    fn stall(&self, since: (usize, usize)) -> Duration {
+        let spoken_at = lock(&self.spoken_at);
+        let gaps = spoken_at.windows(2).skip(since.1.saturating_sub(1));
+        gaps.map(|pair| pair[1].saturating_duration_since(pair[0])).max().unwrap_or_default()
     }
 
     fn has_missed_nothing(self) -> Outcome {
