@@ -369,6 +369,8 @@ fn a_stream_that_misbehaves_after_its_start_ends_alone() -> Outcome {
     }
     siege.attack("a token used twice", FIRST_MISTAKE, "it has no valid token", |world| {
         let victim = victim(world)?;
+        // Its own start may still be on the way; then the first one below would be faster.
+        victim.talks()?;
         let token = json!({"token": victim.ringing.twiml.parameter("token")}).to_string();
         for again in 1..=MANY {
             let mut socket = stream(world)?;
@@ -376,8 +378,7 @@ fn a_stream_that_misbehaves_after_its_start_ends_alone() -> Outcome {
             let code = close_code(&mut socket);
             let what = format!("the token, tried again for the {again}th time: {code:?}");
             world_is(world, code == Some(1008), &what)?;
-            // On a slow machine a silent stream would count as broken, and another may follow it.
-            victim.talks()?;
+            victim.breathes()?;
         }
         victim.talks()?;
         victim.hangs_up()?;
