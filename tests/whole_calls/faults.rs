@@ -27,7 +27,7 @@ use crate::demo::{
     closed_port, pcm_of, tool_names, voice,
 };
 
-use crate::written;
+use crate::{at_the_same_time, written};
 
 type Outcome = Result<(), Box<dyn Error + Send + Sync>>;
 
@@ -186,29 +186,10 @@ fn assert_hangup(answer: &Ringing) {
     assert_eq!(answer.twiml.elements, ["Response", "Hangup"], "{}", answer.twiml.xml);
 }
 
-type Case = (&'static str, fn() -> Outcome);
-
-/// Cases that consist of waiting wait together.
-fn all_at_once(cases: &[Case]) -> Outcome {
-    let failures = thread::scope(|scope| {
-        let running: Vec<_> = cases.iter().map(|(name, case)| (name, scope.spawn(case))).collect();
-        let mut failures = Vec::new();
-        for (name, case) in running {
-            match case.join() {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => failures.push(format!("{name}: {error:?}")),
-                Err(_) => failures.push(format!("{name}: an assertion failed, see above")),
-            }
-        }
-        failures
-    });
-    if failures.is_empty() { Ok(()) } else { Err(failures.join("\n\n").into()) }
-}
-
 /// All that take their time. The name puts it first, so that the rest runs beside it.
 #[test]
 fn a_bundle_of_cases_that_take_their_time() -> Outcome {
-    all_at_once(&[
+    at_the_same_time(&[
         ("silence", an_agent_that_falls_silent_is_replaced),
         ("pongs", an_agent_that_only_answers_pings_is_alive),
         ("time limit", a_line_cut_at_the_time_limit_is_no_break),
