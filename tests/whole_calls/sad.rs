@@ -415,6 +415,28 @@ fn a_refusal_of_ultravox_is_an_apology_and_is_not_tried_again() -> Outcome {
 }
 
 #[test]
+fn a_call_longer_than_ultravox_documents_is_tried_once_as_a_shorter_one() -> Outcome {
+    let world = builder().setting("MAX_CALL_SECONDS", 7_200).start()?;
+    let no = Reply::json(400, &json!({"maxDuration": ["must not be more than 3600s"]}));
+    world.ultravox.refuse_next(1, &no);
+    let ringing = world.ring(CALLER)?;
+    assert!(ringing.twiml.stream_url.is_some(), "{}", ringing.twiml.xml);
+    let agent = world.ultravox.next_call(PATIENCE)?;
+    assert_eq!(agent.request()["maxDuration"], "3600s");
+    world.bridge.wait_for_log("set MAX_CALL_SECONDS=3600")?;
+
+    world.ring(CALLER)?;
+    let agent = world.ultravox.next_call(PATIENCE)?;
+    assert_eq!(agent.request()["maxDuration"], "7200s", "where it is taken it stays as it is");
+
+    let before = world.ultravox.requests();
+    world.ultravox.refuse_always(&no);
+    hears_only(&world.ring(CALLER)?, APOLOGY);
+    assert_eq!(world.ultravox.requests(), before + 2, "once, whatever was wrong");
+    Ok(())
+}
+
+#[test]
 fn a_busy_ultravox_is_asked_once_more_within_a_second() -> Outcome {
     let world = builder().start()?;
     let busy = |status, retry_after: Option<&str>| {
