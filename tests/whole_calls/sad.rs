@@ -166,6 +166,11 @@ fn whoever_is_not_twilio_starts_no_call() -> Outcome {
     }
     world.bridge.wait_for_log("Twilio's signature is missing")?;
     world.bridge.wait_for_log("Twilio's signature is wrong")?;
+    let shared = ("X-Twilio-Webhooks-Signature-Settings", "keyId=1;alg=hmac-sha256");
+    let headers = [content_type, ("X-Twilio-Signature", other_token.as_str()), shared];
+    assert_eq!(world.request("POST", "/incoming-call", &headers, body)?.status, 403);
+    let why = world.bridge.wait_for_log("Twilio has signed with a Shared Key")?;
+    assert!(!why.contains("TWILIO_AUTH_TOKEN"), "{why}");
     assert_eq!((world.ultravox.requests(), world.n8n.requests().len()), (0, 0));
     let headers = [content_type, ("X-Twilio-Signature", good.as_str())];
     assert_eq!(world.request("POST", "/incoming-call", &headers, body)?.status, 200);
