@@ -281,6 +281,11 @@ fn odd_replies_of_n8n() -> Vec<(Reply, &'static str)> {
         (text(200, &"y".repeat(100_000)), "more than 65536 bytes"),
         // Quotes in a template: read out loud it would be gibberish.
         (html(200, r#"{"firstMessage":"Hello "Anna"!"}"#), "JSON"),
+        // Nor with a mark before it, or written twice over.
+        (text(200, "\u{feff}{\"firstMessage\":\"Hello \"Anna\"!\"}"), "broken JSON"),
+        (text(200, "\u{feff} \0\u{200b}[{\"firstMessage\":"), "broken JSON"),
+        (json(200, json!("{\"firstMessage\": \"Hello")), "broken JSON"),
+        (raw("200 OK", "", b"\x1F\x8B\x08\0\0\0\0\0\xFF", 0), "no text"),
         (Reply::Reset, "n8n: "),
     ]
 }
@@ -821,6 +826,38 @@ fn a_booking_that_was_perhaps_made_is_never_tried_again() -> Outcome {
     Ok(())
 }
 
+/// The booking is made, and the caller is to hear so, whatever n8n or a proxy has made of letters.
+#[test]
+fn a_booking_is_read_in_whatever_encoding_it_is_answered() -> Outcome {
+    let world = builder().start()?;
+    let call = connect(&world)?;
+    call.enter_main_stage()?;
+    let booked = "Gebucht für Jürgen: 14:30 Uhr.";
+    let json = json!({"message": booked}).to_string();
+    let latin_1: Vec<u8> =
+        json.chars().map(|c| u8::try_from(u32::from(c)).unwrap_or(b'?')).collect();
+    let little: Vec<u8> = json.encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let big: Vec<u8> = json.encode_utf16().flat_map(u16::to_be_bytes).collect();
+    let typed = |charset: &str| format!("Content-Type: application/json; charset={charset}\r\n");
+    let replies = [
+        raw("200 OK", &typed("utf-8"), json.as_bytes(), 0),
+        raw("200 OK", "", &[b"\xEF\xBB\xBF\r\n", json.as_bytes()].concat(), 0),
+        raw("200 OK", &typed("ISO-8859-1"), &latin_1, 0),
+        raw("200 OK", &typed("utf-8"), &latin_1, 0),
+        raw("200 OK", "", &[b"\xFF\xFE", little.as_slice()].concat(), 0),
+        raw("200 OK", "", &[b"\xFE\xFF", big.as_slice()].concat(), 0),
+        raw("200 OK", &typed("UTF-16LE"), &little, 0),
+        raw("200 OK", &typed("\"utf-16be\""), &big, 0),
+    ];
+    for (index, reply) in replies.into_iter().enumerate() {
+        world.n8n.reply_next("3", reply);
+        let mut wish = wishes("London");
+        wish["purpose"] = json!(format!("Purpose {index}"));
+        assert_eq!(call.act("schedule_meeting", &wish)?["result"], booked, "answer {index}");
+    }
+    Ok(())
+}
+
 #[test]
 fn an_n8n_that_hangs_in_a_tool_is_told_to_the_agent_within_the_tools_own_time() -> Outcome {
     let scratch = tempfile::tempdir()?;
@@ -1290,6 +1327,44 @@ fn a_transcript_that_n8n_does_not_take_stays_on_disk_and_is_tried_again() -> Out
     wait_until("the note of the delivery", || {
         journal(&world).is_ok_and(|(_, text)| text.contains("\"delivered\""))
     });
+    Ok(())
+}
+
+/// An answer with this body, whatever else it says; `cut` leaves out the end.
+fn raw(status: &str, headers: &str, body: &[u8], cut: usize) -> Reply {
+    let head = format!(
+        "HTTP/1.1 {status}\r\nConnection: close\r\n{headers}Content-Length: {}\r\n\r\n",
+        body.len()
+    );
+    Reply::Raw([head.as_bytes(), &body[..body.len() - cut]].concat())
+}
+
+/// n8n has it. Offered again for what the answer looks like, it would come for three days.
+#[test]
+fn a_transcript_is_delivered_by_the_status_whatever_the_answer_holds() -> Outcome {
+    let world = builder().start()?;
+    let replies = [
+        raw("200 OK", "", "x".repeat(100_000).as_bytes(), 0),
+        raw("200 OK", "", b"{\"message\": \"it was cut off", 9),
+        raw("200 OK", "Content-Encoding: gzip\r\n", b"\x1F\x8B\x08\0\xFF\xFE\0\0", 0),
+        raw("201 Created", "Content-Type: text/plain; charset=iso-8859-1\r\n", b"Gr\xFC\xDFe", 0),
+        Reply::Raw(b"HTTP/1.1 202 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n".to_vec()),
+        raw("299 Odd", "", b"", 0),
+    ];
+    for (index, reply) in replies.into_iter().enumerate() {
+        world.n8n.reply_next("2", reply);
+        let call = a_short_call(&world)?;
+        wait_until("what came of it", || {
+            let journal = world.journal(&call.ringing.call_sid);
+            journal
+                .iter()
+                .any(|line| ["delivered", "undelivered"].iter().any(|it| line["event"] == *it))
+        });
+        let journal = world.journal(&call.ringing.call_sid);
+        let is_delivered = journal.iter().any(|line| line["event"] == "delivered");
+        assert!(is_delivered, "answer {index}: {journal:#?}");
+        assert_eq!(world.n8n.requests_of("2").len(), index + 1, "answer {index}");
+    }
     Ok(())
 }
 
