@@ -134,7 +134,8 @@ use crate::parties::n8n::{N8n, Question};
 use crate::parties::twilio::keys::Keys;
 use crate::parties::twilio::messages::FromTwilio;
 use crate::parties::twilio::stream::{self, CallerLeg};
-use crate::parties::twilio::{Form, TWILIO_WEBHOOK, is_final, is_sid, signature_is_valid, twiml};
+use crate::parties::twilio::{Form, SHARED_KEY, TWILIO_WEBHOOK, is_final, is_sid, twiml};
+use crate::parties::twilio::{signature_is_valid, why_invalid};
 use crate::parties::ultravox::body::{self, NewCall, Opening};
 use crate::parties::ultravox::leg::{AgentLeg, FromAgent};
 use crate::parties::ultravox::tool::{Invocation, ToolResult};
@@ -400,12 +401,8 @@ fn from_twilio(
         let signature = header(request, "X-Twilio-Signature");
         let url = format!("{}{}", bridge.config.public_url, request.url());
         if !signature_is_valid(token, &url, &form, signature) {
-            log!(
-                Warn,
-                "{url}: Twilio's signature is {}: check TWILIO_AUTH_TOKEN, and that PUBLIC_URL is \
-                 the address Twilio calls",
-                if signature.is_empty() { "missing" } else { "wrong" }
-            );
+            let shared_key = header(request, SHARED_KEY);
+            log!(Warn, "{url}: {}", why_invalid(signature, shared_key));
             refused("signature");
             return Reply::text(403, "the signature is missing or wrong");
         }

@@ -7,11 +7,11 @@
 //! (`door::Hall`), so that the way from outside can be tried before the first start.
 
 use std::path::Path;
-use std::time::Duration;
 
 use super::report::{Finding, Topic, counted};
 use super::tunnel::public_url;
 use crate::Bridge;
+use crate::parties::ultravox::body::LONGEST_CALL;
 use crate::setup::agent::Agent;
 use crate::setup::settings::{Config, settings_in_force};
 use crate::setup::stop::Stop;
@@ -30,8 +30,6 @@ const ENDPOINTS: [&str; 10] = [
     "/ready",
     "/metrics",
 ];
-/// Ultravox documents no longer `maxDuration` than this.
-const ULTRAVOX_MAX_CALL: Duration = Duration::from_hours(1);
 
 /// One for the whole command; its threads keep it.
 pub(super) struct Setup {
@@ -92,12 +90,12 @@ fn take_off_endpoint(url: &mut String) -> Option<String> {
 }
 
 fn long_calls(config: &Config) -> Option<Finding> {
-    (config.max_call > ULTRAVOX_MAX_CALL).then(|| {
-        let (ours, most) = (config.max_call.as_secs(), ULTRAVOX_MAX_CALL.as_secs());
+    (config.max_call > LONGEST_CALL).then(|| {
+        let (ours, most) = (config.max_call.as_secs(), LONGEST_CALL.as_secs());
         Topic::new("settings", "MAX_CALL_SECONDS").warning(
             format!(
                 "MAX_CALL_SECONDS is {ours}, but Ultravox documents {most} at most and may \
-                     refuse every call"
+                     refuse more: each call is then tried again with {most}"
             ),
             format!("set MAX_CALL_SECONDS={most} or less"),
         )

@@ -33,6 +33,9 @@ pub enum Reply {
     /// Drops the connection without a word.
     #[cfg(test)]
     Reset,
+    /// These bytes, be they an answer or not; then the connection ends.
+    #[cfg(test)]
+    Raw(Vec<u8>),
 }
 
 /// An ordinary HTTP answer.
@@ -70,7 +73,7 @@ impl Reply {
         match &mut self {
             Reply::Answer(answer) => answer.headers.push((name.to_owned(), value.to_owned())),
             #[cfg(test)]
-            Reply::Hang | Reply::Reset => {}
+            Reply::Hang | Reply::Reset | Reply::Raw(_) => {}
         }
         self
     }
@@ -81,7 +84,7 @@ impl Reply {
         match &mut self {
             Reply::Answer(answer) => answer.delay = delay,
             #[cfg(test)]
-            Reply::Hang | Reply::Reset => {}
+            Reply::Hang | Reply::Reset | Reply::Raw(_) => {}
         }
         self
     }
@@ -197,6 +200,8 @@ fn converse(
             }
             #[cfg(test)]
             Reply::Reset => return Ok(()),
+            #[cfg(test)]
+            Reply::Raw(bytes) => return (&mut &*tcp).write_all(&bytes),
         }
         if close {
             break;

@@ -13,7 +13,7 @@
 use crate::door::head::{Refusal, find, wants_media_stream};
 
 /// What somebody behind the door reads: the routes, `tiny_http`, the WebSocket's handshake.
-const NEEDED: [&str; 11] = [
+const NEEDED: [&str; 12] = [
     "Host",
     "Content-Length",
     "Content-Type",
@@ -23,6 +23,7 @@ const NEEDED: [&str; 11] = [
     "Origin",
     "Sec-Fetch-Site",
     "X-Twilio-Signature",
+    "X-Twilio-Webhooks-Signature-Settings",
     "Sec-WebSocket-Key",
     "Sec-WebSocket-Version",
 ];

@@ -184,6 +184,12 @@ impl Mistakes {
 
     /// Said by Twilio or by Ultravox itself as they are, but for the first message.
     pub(super) fn fixed_texts(&mut self, agent: &Agent) {
+        if !has_region(&agent.language) {
+            let meant = with_region(&agent.language);
+            let meant = meant.map_or("a tag such as \"en-GB\"".into(), |tag| format!("\"{tag}\""));
+            let what = format!("is \"{}\", without its region: use {meant}", agent.language);
+            self.add("language", what);
+        }
         for (name, _) in placeholders(&agent.first_message) {
             if !PLACEHOLDERS.contains(&name.as_str()) {
                 self.add("first_message", format_args!("uses {{{name}}}, which is not known"));
@@ -258,6 +264,33 @@ impl Mistakes {
             );
         }
     }
+}
+
+/// Twilio's voices know languages by tags such as `de-DE`, `es-419` and `zh-Hant-TW`, and may say
+/// nothing at all in `de`.
+fn has_region(language: &str) -> bool {
+    let mut parts = language.split('-');
+    let is_language = parts.next().is_some_and(|part| matches!(part.len(), 2 | 3));
+    let region = parts.next_back().unwrap_or_default();
+    let digits = region.bytes().all(|byte| byte.is_ascii_digit());
+    let is_region = matches!((region.len(), digits), (2, false) | (3, true));
+    let is_plain = |part: &str| part.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    is_language && is_region && language.split('-').all(is_plain)
+}
+
+/// What is meant by `de` or `de_DE`, as far as that is plain.
+fn with_region(language: &str) -> Option<String> {
+    const USUAL: [&str; 24] = [
+        "ar-XA", "bg-BG", "cs-CZ", "da-DK", "de-DE", "el-GR", "en-US", "es-ES", "fi-FI", "fr-FR",
+        "hi-IN", "hu-HU", "it-IT", "ja-JP", "ko-KR", "nb-NO", "nl-NL", "pl-PL", "pt-PT", "ro-RO",
+        "ru-RU", "sv-SE", "tr-TR", "uk-UA",
+    ];
+    let language = language.to_ascii_lowercase();
+    if let Some((language, region)) = language.split_once('_') {
+        let tag = format!("{language}-{}", region.to_ascii_uppercase());
+        return has_region(&tag).then_some(tag);
+    }
+    USUAL.iter().find(|tag| tag.split('-').next() == Some(&language)).map(ToString::to_string)
 }
 
 #[cfg(test)]

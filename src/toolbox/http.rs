@@ -44,6 +44,8 @@ pub(crate) struct Ask<'a> {
     pub(crate) within: Duration,
     /// An answer with a longer body is none.
     pub(crate) answer_bytes_max: u64,
+    /// But one of which the status tells all: then a body that is too long, or broken, is none.
+    pub(crate) status_decides: bool,
 }
 
 impl Default for Ask<'_> {
@@ -55,6 +57,7 @@ impl Default for Ask<'_> {
             body: None,
             within: IDLE_MAX,
             answer_bytes_max: ANSWER_BYTES_MAX,
+            status_decides: false,
         }
     }
 }
@@ -63,7 +66,7 @@ impl Default for Ask<'_> {
 pub(crate) struct Answered {
     pub(crate) status: u16,
     pub(crate) headers: HeaderMap,
-    /// Bytes that are not UTF-8 have become U+FFFD.
+    /// In whatever encoding it came.
     pub(crate) body: String,
 }
 
@@ -112,8 +115,33 @@ impl Http {
         };
         let mut response = answered?;
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
-        let body = response.body_mut().with_config().limit(ask.answer_bytes_max).read_to_vec()?;
-        Ok(Answered { status, headers, body: String::from_utf8_lossy(&body).into_owned() })
+        let read = response.body_mut().with_config().limit(ask.answer_bytes_max).read_to_vec();
+        let body = if ask.status_decides { read.unwrap_or_default() } else { read? };
+        let kind = headers.get("Content-Type").and_then(|kind| kind.to_str().ok());
+        let body = decode(&body, kind.unwrap_or_default());
+        Ok(Answered { status, headers, body })
+    }
+}
+
+/// UTF-8, or what a mark at the beginning or the content type says; else every byte is a letter of
+/// ISO 8859-1. A charset that is named but not true does no harm.
+fn decode(bytes: &[u8], content_type: &str) -> String {
+    let says = |charset: &str| content_type.to_ascii_lowercase().contains(charset);
+    let utf_16 = |bytes: &[u8], unit: fn([u8; 2]) -> u16| {
+        let (units, _) = bytes.as_chunks::<2>();
+        char::decode_utf16(units.iter().map(|pair| unit(*pair)))
+            .map(|letter| letter.unwrap_or(char::REPLACEMENT_CHARACTER))
+            .collect()
+    };
+    match bytes {
+        [0xFF, 0xFE, rest @ ..] => utf_16(rest, u16::from_le_bytes),
+        [0xFE, 0xFF, rest @ ..] => utf_16(rest, u16::from_be_bytes),
+        _ if says("utf-16le") => utf_16(bytes, u16::from_le_bytes),
+        _ if says("utf-16") => utf_16(bytes, u16::from_be_bytes),
+        _ => match std::str::from_utf8(bytes) {
+            Ok(text) => text.to_owned(),
+            Err(_) => bytes.iter().map(|byte| char::from(*byte)).collect(),
+        },
     }
 }
 

@@ -85,8 +85,10 @@ fn a_whole_call(tls: bool) -> Outcome {
     let confirmation = voice(3, 300);
     call.agent.say("You are booked.", &pcm_of(&confirmation))?;
 
-    let goodbye = call.act("hangUp", &json!({"reason": "done"}))?;
+    // A model that is about to go must not stay for the sake of a reason.
+    let goodbye = call.act("hangUp", &json!({}))?;
     assert_eq!(goodbye["responseType"], "hang-up");
+    assert_eq!(goodbye["result"], r#"{"strict":true}"#);
     let farewell = voice(4, 300);
     call.agent.say("Goodbye.", &pcm_of(&farewell))?;
     call.agent.close()?;

@@ -166,6 +166,11 @@ fn whoever_is_not_twilio_starts_no_call() -> Outcome {
     }
     world.bridge.wait_for_log("Twilio's signature is missing")?;
     world.bridge.wait_for_log("Twilio's signature is wrong")?;
+    let shared = ("X-Twilio-Webhooks-Signature-Settings", "keyId=1;alg=hmac-sha256");
+    let headers = [content_type, ("X-Twilio-Signature", other_token.as_str()), shared];
+    assert_eq!(world.request("POST", "/incoming-call", &headers, body)?.status, 403);
+    let why = world.bridge.wait_for_log("Twilio has signed with a Shared Key")?;
+    assert!(!why.contains("TWILIO_AUTH_TOKEN"), "{why}");
     assert_eq!((world.ultravox.requests(), world.n8n.requests().len()), (0, 0));
     let headers = [content_type, ("X-Twilio-Signature", good.as_str())];
     assert_eq!(world.request("POST", "/incoming-call", &headers, body)?.status, 200);
@@ -276,6 +281,11 @@ fn odd_replies_of_n8n() -> Vec<(Reply, &'static str)> {
         (text(200, &"y".repeat(100_000)), "more than 65536 bytes"),
         // Quotes in a template: read out loud it would be gibberish.
         (html(200, r#"{"firstMessage":"Hello "Anna"!"}"#), "JSON"),
+        // Nor with a mark before it, or written twice over.
+        (text(200, "\u{feff}{\"firstMessage\":\"Hello \"Anna\"!\"}"), "broken JSON"),
+        (text(200, "\u{feff} \0\u{200b}[{\"firstMessage\":"), "broken JSON"),
+        (json(200, json!("{\"firstMessage\": \"Hello")), "broken JSON"),
+        (raw("200 OK", "", b"\x1F\x8B\x08\0\0\0\0\0\xFF", 0), "no text"),
         (Reply::Reset, "n8n: "),
     ]
 }
@@ -411,6 +421,28 @@ fn a_refusal_of_ultravox_is_an_apology_and_is_not_tried_again() -> Outcome {
         assert_eq!(world.ultravox.requests(), index + 1, "{cause}");
     }
     assert!(world.ring(CALLER)?.twiml.stream_url.is_some(), "now all is well again");
+    Ok(())
+}
+
+#[test]
+fn a_call_longer_than_ultravox_documents_is_tried_once_as_a_shorter_one() -> Outcome {
+    let world = builder().setting("MAX_CALL_SECONDS", 7_200).start()?;
+    let no = Reply::json(400, &json!({"maxDuration": ["must not be more than 3600s"]}));
+    world.ultravox.refuse_next(1, &no);
+    let ringing = world.ring(CALLER)?;
+    assert!(ringing.twiml.stream_url.is_some(), "{}", ringing.twiml.xml);
+    let agent = world.ultravox.next_call(PATIENCE)?;
+    assert_eq!(agent.request()["maxDuration"], "3600s");
+    world.bridge.wait_for_log("set MAX_CALL_SECONDS=3600")?;
+
+    world.ring(CALLER)?;
+    let agent = world.ultravox.next_call(PATIENCE)?;
+    assert_eq!(agent.request()["maxDuration"], "7200s", "where it is taken it stays as it is");
+
+    let before = world.ultravox.requests();
+    world.ultravox.refuse_always(&no);
+    hears_only(&world.ring(CALLER)?, APOLOGY);
+    assert_eq!(world.ultravox.requests(), before + 2, "once, whatever was wrong");
     Ok(())
 }
 
@@ -791,6 +823,38 @@ fn a_booking_that_was_perhaps_made_is_never_tried_again() -> Outcome {
         assert_eq!(world.n8n.requests_of("3").len(), index + 1, "{reply:?}");
     }
     call.goes_on()?;
+    Ok(())
+}
+
+/// The booking is made, and the caller is to hear so, whatever n8n or a proxy has made of letters.
+#[test]
+fn a_booking_is_read_in_whatever_encoding_it_is_answered() -> Outcome {
+    let world = builder().start()?;
+    let call = connect(&world)?;
+    call.enter_main_stage()?;
+    let booked = "Gebucht für Jürgen: 14:30 Uhr.";
+    let json = json!({"message": booked}).to_string();
+    let latin_1: Vec<u8> =
+        json.chars().map(|c| u8::try_from(u32::from(c)).unwrap_or(b'?')).collect();
+    let little: Vec<u8> = json.encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let big: Vec<u8> = json.encode_utf16().flat_map(u16::to_be_bytes).collect();
+    let typed = |charset: &str| format!("Content-Type: application/json; charset={charset}\r\n");
+    let replies = [
+        raw("200 OK", &typed("utf-8"), json.as_bytes(), 0),
+        raw("200 OK", "", &[b"\xEF\xBB\xBF\r\n", json.as_bytes()].concat(), 0),
+        raw("200 OK", &typed("ISO-8859-1"), &latin_1, 0),
+        raw("200 OK", &typed("utf-8"), &latin_1, 0),
+        raw("200 OK", "", &[b"\xFF\xFE", little.as_slice()].concat(), 0),
+        raw("200 OK", "", &[b"\xFE\xFF", big.as_slice()].concat(), 0),
+        raw("200 OK", &typed("UTF-16LE"), &little, 0),
+        raw("200 OK", &typed("\"utf-16be\""), &big, 0),
+    ];
+    for (index, reply) in replies.into_iter().enumerate() {
+        world.n8n.reply_next("3", reply);
+        let mut wish = wishes("London");
+        wish["purpose"] = json!(format!("Purpose {index}"));
+        assert_eq!(call.act("schedule_meeting", &wish)?["result"], booked, "answer {index}");
+    }
     Ok(())
 }
 
@@ -1263,6 +1327,44 @@ fn a_transcript_that_n8n_does_not_take_stays_on_disk_and_is_tried_again() -> Out
     wait_until("the note of the delivery", || {
         journal(&world).is_ok_and(|(_, text)| text.contains("\"delivered\""))
     });
+    Ok(())
+}
+
+/// An answer with this body, whatever else it says; `cut` leaves out the end.
+fn raw(status: &str, headers: &str, body: &[u8], cut: usize) -> Reply {
+    let head = format!(
+        "HTTP/1.1 {status}\r\nConnection: close\r\n{headers}Content-Length: {}\r\n\r\n",
+        body.len()
+    );
+    Reply::Raw([head.as_bytes(), &body[..body.len() - cut]].concat())
+}
+
+/// n8n has it. Offered again for what the answer looks like, it would come for three days.
+#[test]
+fn a_transcript_is_delivered_by_the_status_whatever_the_answer_holds() -> Outcome {
+    let world = builder().start()?;
+    let replies = [
+        raw("200 OK", "", "x".repeat(100_000).as_bytes(), 0),
+        raw("200 OK", "", b"{\"message\": \"it was cut off", 9),
+        raw("200 OK", "Content-Encoding: gzip\r\n", b"\x1F\x8B\x08\0\xFF\xFE\0\0", 0),
+        raw("201 Created", "Content-Type: text/plain; charset=iso-8859-1\r\n", b"Gr\xFC\xDFe", 0),
+        Reply::Raw(b"HTTP/1.1 202 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n".to_vec()),
+        raw("299 Odd", "", b"", 0),
+    ];
+    for (index, reply) in replies.into_iter().enumerate() {
+        world.n8n.reply_next("2", reply);
+        let call = a_short_call(&world)?;
+        wait_until("what came of it", || {
+            let journal = world.journal(&call.ringing.call_sid);
+            journal
+                .iter()
+                .any(|line| ["delivered", "undelivered"].iter().any(|it| line["event"] == *it))
+        });
+        let journal = world.journal(&call.ringing.call_sid);
+        let is_delivered = journal.iter().any(|line| line["event"] == "delivered");
+        assert!(is_delivered, "answer {index}: {journal:#?}");
+        assert_eq!(world.n8n.requests_of("2").len(), index + 1, "answer {index}");
+    }
     Ok(())
 }
 

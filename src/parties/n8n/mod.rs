@@ -165,6 +165,8 @@ impl N8n {
                 body: Some(&body),
                 within,
                 answer_bytes_max: REPLY_BYTES_MAX,
+                // n8n has the transcript, whatever else it says.
+                status_decides: question.ended_by.is_some(),
             },
         )?;
         let status = answered.status;

@@ -2,7 +2,8 @@
 //!
 //! Whoever builds a workflow sees n8n through these answers, so each mistake that n8n was seen to
 //! report (2.8 and 2.40, see the table in the tests) becomes one sentence with its cure. Nothing
-//! that looks like JSON or HTML is ever taken for a text to speak. Whether a refused question may
+//! that looks like JSON or HTML is ever taken for a text to speak, whatever marks and blanks stand
+//! before it. Whether a refused question may
 //! have been acted on is told by [`Failure::certainly_not_done`]: who books a meeting has to know.
 
 use serde_json::Value;
@@ -19,12 +20,30 @@ impl N8nReply {
     pub(crate) fn redacted(&self) -> String {
         format!("{}\n\n{}", self.status, self.body)
     }
+
+    /// Without what nobody sees before and after it, such as a byte-order mark.
+    fn text(&self) -> &str {
+        const UNSEEN: [char; 5] = ['\0', '\u{feff}', '\u{200b}', '\u{200e}', '\u{2060}'];
+        self.body.trim_matches(|c: char| c.is_whitespace() || UNSEEN.contains(&c))
+    }
+
+    /// Also of a workflow that has made a text of its JSON before n8n did so again.
+    fn value(&self) -> serde_json::Result<Value> {
+        match serde_json::from_str(self.text())? {
+            Value::String(text) if looks_like_json(text.trim()) => serde_json::from_str(&text),
+            value => Ok(value),
+        }
+    }
+}
+
+fn looks_like_json(text: &str) -> bool {
+    text.starts_with(['{', '['])
 }
 
 /// `null` is an answer too: nothing is known about this caller, so that the agent's own first
 /// message need not be repeated in n8n.
 pub(crate) fn read_greeting(reply: &N8nReply) -> Result<Option<String>, Failure> {
-    let body = serde_json::from_str::<Value>(&reply.body).unwrap_or_default();
+    let body = reply.value().unwrap_or_default();
     let answer = body.get(0).unwrap_or(&body);
     if n8n_refusal(reply).is_none() && answer.get("firstMessage").is_some_and(Value::is_null) {
         return Ok(None);
@@ -41,18 +60,18 @@ pub(crate) fn understand_reply(reply: &N8nReply, field: &str) -> Result<String, 
     let odd = |what: &str, advice: &'static str| {
         Err(Failure::new(Party::N8n, format!("{} with {what}", reply.status)).advise(advice))
     };
-    let text = reply.body.trim();
+    let text = reply.text();
     if text.is_empty() {
         return odd(
             "an empty body",
             "the workflow failed, or took a branch without a Respond node: see n8n's Executions",
         );
     }
-    let value = match serde_json::from_str::<Value>(text) {
+    let value = match reply.value() {
         Ok(Value::Array(items)) => items.into_iter().next().unwrap_or_default(),
         Ok(value) => value,
         // Never to be read out: the caller would hear brackets and quotes.
-        Err(_) if text.starts_with(['{', '[']) => {
+        Err(_) if looks_like_json(text.trim_start_matches(['"', ' '])) => {
             return odd(
                 "broken JSON",
                 "a quote or line break in a template: use JSON.stringify in the workflow",
@@ -60,6 +79,9 @@ pub(crate) fn understand_reply(reply: &N8nReply, field: &str) -> Result<String, 
         }
         Err(_) if text.starts_with('<') => {
             return odd("HTML", "N8N_WEBHOOK_URL must be the webhook's production URL");
+        }
+        Err(_) if text.contains(|c: char| c.is_control() && !c.is_whitespace()) => {
+            return odd("what is no text", "answer in UTF-8 and without compression");
         }
         Err(_) => Value::String(text.to_owned()),
     };

@@ -23,6 +23,9 @@ use crate::toolbox::failure::Secret;
 /// Twilio drops a webhook's answer after this long.
 pub(crate) const TWILIO_WEBHOOK: Duration = Duration::from_secs(15);
 
+/// Only in webhooks that Twilio signs by a Shared Key, in the place of the Auth Token.
+pub(crate) const SHARED_KEY: &str = "X-Twilio-Webhooks-Signature-Settings";
+
 const _: () = assert!(REQUEST_WITHIN.as_secs() > TWILIO_WEBHOOK.as_secs());
 
 /// A form body: name and value pairs, decoded, in the order in which they came.
@@ -70,6 +73,25 @@ pub(crate) fn signature_is_valid(token: &Secret, url: &str, form: &Form, signatu
         // `verify` compares in constant time.
         hmac::verify(&key, format!("{url}{rest}").as_bytes(), &signature).is_ok()
     })
+}
+
+/// What to do about a signature that is not valid. `shared_key` is what that header says, if it is
+/// there.
+pub(crate) fn why_invalid(signature: &str, shared_key: &str) -> &'static str {
+    match (signature, shared_key) {
+        ("", "") => {
+            "Twilio's signature is missing: check that it is Twilio who calls, and that no proxy \
+             takes its headers away"
+        }
+        (_, "") => {
+            "Twilio's signature is wrong: check TWILIO_AUTH_TOKEN, and that PUBLIC_URL is the \
+             address Twilio calls"
+        }
+        _ => {
+            "Twilio has signed with a Shared Key, which callbridge does not know: in Twilio's \
+             console, take the Webhook Rule for this address away, so that the Auth Token signs"
+        }
+    }
 }
 
 pub(crate) fn url_with_and_without_port(url: &str) -> [String; 2] {

@@ -40,6 +40,7 @@ pub(crate) fn ring(http: &Http, config: &Config, number: &str, id: &str) -> Resu
         body: Some(&form(config, number, from, id)),
         within: ANSWER_WITHIN,
         answer_bytes_max: ANSWER_BYTES_MAX,
+        ..Ask::default()
     };
     let answered = http.ask(Party::Twilio, &ask).map_err(|failure| {
         log!(Error, "{failure}");

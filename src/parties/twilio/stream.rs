@@ -24,12 +24,13 @@ use serde_json::{Value, json};
 use tungstenite::Utf8Bytes;
 use tungstenite::handshake::machine::TryParse as _;
 use tungstenite::handshake::server as ws_server;
+use tungstenite::http::HeaderValue;
 use tungstenite::protocol::frame::coding::CloseCode;
 use tungstenite::protocol::{Message, Role};
 
 use crate::parties::twilio::messages::{FromTwilio, Start};
 use crate::parties::twilio::twiml::stream_url;
-use crate::parties::twilio::{Form, signature_is_valid};
+use crate::parties::twilio::{Form, SHARED_KEY, signature_is_valid, why_invalid};
 use crate::records::journal::WIRE_CHARS_MAX;
 use crate::records::tap::{Exhibit, Tap, hidden};
 use crate::setup::settings::Config;
@@ -75,7 +76,9 @@ pub(crate) fn accept(
         let nothing = Form(Vec::new());
         let is_signed = |url: &str| signature_is_valid(token, url, &nothing, signature);
         if !is_signed(&url) && !is_signed(&format!("{url}/")) {
-            return Err(refuse("signature", "403 Forbidden", "Twilio's signature is wrong".into()));
+            let shared_key = request.headers().get(SHARED_KEY).map(HeaderValue::to_str);
+            let why = why_invalid(signature, shared_key.and_then(Result::ok).unwrap_or_default());
+            return Err(refuse("signature", "403 Forbidden", why.into()));
         }
     }
     let response = ws_server::create_response(&request).map_err(unusable)?;

@@ -15,6 +15,8 @@ use crate::setup::settings::Config;
 use crate::toolbox::socket::AGENT_MESSAGE_BYTES_MAX;
 use crate::toolbox::sound::{SAMPLE_BYTES, SAMPLE_RATE_HZ};
 
+/// Ultravox documents no longer `maxDuration` than this, and may refuse one.
+pub(crate) const LONGEST_CALL: Duration = Duration::from_hours(1);
 /// Ultravox may run this far ahead of the caller's ear. Safe only because we pass its
 /// `playback_clear_buffer` on as `clear` at once.
 const AGENT_AHEAD_MS: usize = 30_000;
@@ -95,6 +97,14 @@ pub(crate) fn call_body(config: &Config, agent: &Agent, new: NewCall) -> Value {
         body.extend(rest);
     }
     body
+}
+
+/// None: it is no longer as it is.
+pub(super) fn no_longer_than_documented(body: &Value) -> Option<Value> {
+    let lasts = body["maxDuration"].as_str()?.strip_suffix('s')?.parse().ok()?;
+    let mut shorter = body.clone();
+    shorter["maxDuration"] = json!(format!("{}s", LONGEST_CALL.as_secs()));
+    (Duration::from_secs(lasts) > LONGEST_CALL).then_some(shorter)
 }
 
 /// Prompt, voice and tools of a stage. `prompt` has its placeholders filled in.

@@ -8,7 +8,8 @@
 //!
 //! [`Ultravox::create`] and [`Ultravox::join`] block until a deadline; what is said afterwards
 //! goes over the agent's leg (`leg`). Busy (429, 503) is tried once more, if Ultravox names a time
-//! that a caller can wait for. Nothing else is: a second call would be billed as well.
+//! that a caller can wait for; a refused call that was to last long, once as a shorter one. Nothing
+//! else is: a second call would be billed as well.
 
 pub(crate) mod body;
 pub(crate) mod leg;
@@ -21,6 +22,7 @@ use std::time::{Duration, Instant};
 use rustls::ClientConfig;
 use serde_json::{Value, json};
 
+use crate::parties::ultravox::body::LONGEST_CALL;
 use crate::parties::ultravox::leg::AgentLeg;
 use crate::records::tap::{Exhibit, Tap};
 use crate::setup::settings::Config;
@@ -70,35 +72,52 @@ impl Ultravox {
         tap.show(Exhibit::Create, || {
             format!("POST /api/calls\nX-API-Key: ***\n\n{:#}", in_short(body.clone()))
         });
-        let text = body.to_string();
-        let mut first_try = true;
-        loop {
-            let answered = self.post(&query, &text, deadline)?;
-            let status = answered.status;
-            let pause = retry_after(&answered).unwrap_or(BUSY_RETRY_WITHIN / 2);
-            if matches!(status, 429 | 503) && first_try && pause <= BUSY_RETRY_WITHIN {
-                first_try = false;
-                let ms = pause.as_millis();
-                log!(
-                    Sid { sid },
-                    Warn,
-                    Agent,
-                    "Ultravox is busy ({status}); trying once more in {ms} ms"
-                );
-                // The only thing that could be waited for is the time Ultravox itself has named.
-                thread::sleep(pause);
-                continue;
-            }
-            if status != 201 && status != 200 {
-                return Err(refusal(status, &self.config.hide_secrets(answered.body)));
-            }
-            let created = read_agent_call(&answered.body)?;
-            tap.show(Exhibit::Created, || {
-                let join_url = host_only(created.join_url.reveal());
-                format!("201\n\n{}", json!({"callId": created.id, "joinUrl": join_url}))
-            });
-            return Ok(created);
+        let mut answered = self.post_unless_busy(sid, &query, body, deadline)?;
+        if answered.status == 400
+            && let Some(shorter) = body::no_longer_than_documented(body)
+        {
+            let most = LONGEST_CALL.as_secs();
+            log!(
+                Sid { sid },
+                Warn,
+                Agent,
+                "Ultravox refuses a call of {} (400); trying once with {most} s (set \
+                 MAX_CALL_SECONDS={most} or less)",
+                body["maxDuration"]
+            );
+            answered = self.post_unless_busy(sid, &query, &shorter, deadline)?;
         }
+        if !matches!(answered.status, 200 | 201) {
+            return Err(refusal(answered.status, &self.config.hide_secrets(answered.body)));
+        }
+        let created = read_agent_call(&answered.body)?;
+        tap.show(Exhibit::Created, || {
+            let join_url = host_only(created.join_url.reveal());
+            format!("201\n\n{}", json!({"callId": created.id, "joinUrl": join_url}))
+        });
+        Ok(created)
+    }
+
+    /// Once more if Ultravox is busy, and says so in a way that a caller can wait for.
+    fn post_unless_busy(
+        &self,
+        sid: &str,
+        query: &str,
+        body: &Value,
+        deadline: Instant,
+    ) -> Result<Answered, Failure> {
+        let body = body.to_string();
+        let answered = self.post(query, &body, deadline)?;
+        let status = answered.status;
+        let pause = retry_after(&answered).unwrap_or(BUSY_RETRY_WITHIN / 2);
+        if !matches!(status, 429 | 503) || pause > BUSY_RETRY_WITHIN {
+            return Ok(answered);
+        }
+        let ms = pause.as_millis();
+        log!(Sid { sid }, Warn, Agent, "Ultravox is busy ({status}); trying once more in {ms} ms");
+        // The only thing that could be waited for is the time Ultravox itself has named.
+        thread::sleep(pause);
+        self.post(query, &body, deadline)
     }
 
     fn post(&self, query: &str, body: &str, deadline: Instant) -> Result<Answered, Failure> {

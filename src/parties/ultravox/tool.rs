@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 
 use crate::parties::ultravox::in_short;
 use crate::records::journal::WIRE_CHARS_MAX;
-use crate::setup::agent::{Agent, Tool, find_calendar};
+use crate::setup::agent::{Agent, Tool, ToolAction, find_calendar};
 
 /// An invocation's id. Ultravox's are 36 characters long; a longer one counts as none.
 pub(crate) const INVOCATION_ID_BYTES_MAX: usize = 256;
@@ -45,8 +45,12 @@ impl Invocation {
         }
     }
 
-    /// What the model left out or made up, as an instruction to it. Nothing has been done yet.
+    /// What the model left out or made up, as an instruction to it. Nothing has been done yet. Who
+    /// wants to hang up lacks nothing: the caller has heard the goodbye.
     pub(crate) fn lacks(&self, tool: &Tool, agent: &Agent) -> Option<String> {
+        if matches!(tool.action, ToolAction::HangUp(_)) {
+            return None;
+        }
         let required = tool.parameters.required.iter().map(String::as_str);
         let missing: Vec<&str> = required.filter(|name| self.text(name).is_none()).collect();
         if !missing.is_empty() {
@@ -101,7 +105,9 @@ impl Invocation {
 ///  "responseType":"tool-response"}
 /// {"type":"client_tool_result","invocationId":"i2","result":"{\"systemPrompt\":…}",
 ///  "responseType":"new-stage"}
-/// {"type":"client_tool_result","invocationId":"i3","errorType":"undefined","errorMessage":"…"}
+/// {"type":"client_tool_result","invocationId":"i3","result":"{\"strict\":true}",
+///  "responseType":"hang-up"}
+/// {"type":"client_tool_result","invocationId":"i4","errorType":"undefined","errorMessage":"…"}
 /// ```
 pub(crate) enum ToolResult {
     Say(String),
@@ -112,7 +118,7 @@ pub(crate) enum ToolResult {
 }
 
 impl ToolResult {
-    /// What the model reads, for the journal.
+    /// In words, for the journal.
     pub(crate) fn text(&self) -> &str {
         match self {
             ToolResult::Say(text) | ToolResult::Failed(text) => text,
@@ -129,7 +135,7 @@ impl ToolResult {
             ToolResult::NewStage(stage) => {
                 json!({"result": stage.to_string(), "responseType": "new-stage"})
             }
-            ToolResult::HangUp => json!({"result": self.text(), "responseType": "hang-up"}),
+            ToolResult::HangUp => json!({"result": STRICTLY, "responseType": "hang-up"}),
             ToolResult::NoSuchTool => {
                 let why = format!("there is no tool {} here", invocation.tool);
                 json!({"errorType": "undefined", "errorMessage": why})
@@ -144,6 +150,10 @@ impl ToolResult {
         message
     }
 }
+
+/// The call ends whatever the caller says now. Ultravox reads the result of a hang-up as JSON; with
+/// a `message` in it the agent would say a second goodbye.
+const STRICTLY: &str = r#"{"strict":true}"#;
 
 /// A stage that is entered is as long as one that a call begins with.
 pub(super) fn result_in_short(mut message: Value) -> String {

@@ -148,6 +148,36 @@ fn every_slip_in_the_agent_file_is_named_with_its_place() {
     }
 }
 
+/// Twilio's voice may fail on a bare `de`, just when the apology is to be said.
+#[test]
+fn a_language_without_its_region_is_named_with_the_one_that_is_meant() {
+    let found = |language: &str| {
+        let mut agent = small_agent();
+        agent["language"] = json!(language);
+        mistakes(&agent, HELLO)
+    };
+    for right in ["de-DE", "en-GB", "es-419", "cmn-CN", "zh-Hant-TW", "sr-Cyrl-RS"] {
+        assert_eq!(found(right), [""; 0], "{right}");
+    }
+    let wanted = [
+        ("de", "\"de-DE\""),
+        ("EN", "\"en-US\""),
+        ("de_DE", "\"de-DE\""),
+        ("pt_br", "\"pt-BR\""),
+        ("ga", "a tag such as \"en-GB\""),
+        ("german", "a tag such as \"en-GB\""),
+        ("Deutsch (DE)", "a tag such as \"en-GB\""),
+        ("", "a tag such as \"en-GB\""),
+    ];
+    for (wrong, meant) in wanted {
+        let begins =
+            format!("agent.json  language is \"{wrong}\", without its region: use {meant}");
+        let found = found(wrong);
+        assert_eq!(found.len(), 1, "{wrong}: {found:?}");
+        assert!(found[0].starts_with(&begins), "{begins}: {found:?}");
+    }
+}
+
 #[test]
 fn a_slip_in_a_file_is_named_with_its_line() {
     let cases = [

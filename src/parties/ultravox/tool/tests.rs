@@ -43,8 +43,7 @@ fn what_a_booking_lacks_is_told_in_words() {
     );
 
     let hang_up = &agent.tools["hangUp"];
-    let told = invocation("hangUp", &json!({})).lacks(hang_up, &agent);
-    assert!(told.unwrap().contains("reason is missing"));
+    assert_eq!(invocation("hangUp", &json!({})).lacks(hang_up, &agent), None);
     let summary = &agent.tools["move_to_call_summary"];
     let given = invocation("move_to_call_summary", &json!({"summary": "All is well."}));
     assert_eq!(given.lacks(summary, &agent), None);
