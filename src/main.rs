@@ -100,7 +100,7 @@
 use std::collections::{HashMap, HashSet};
 use std::net::TcpListener;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 use std::{io, thread};
@@ -118,7 +118,7 @@ use tiny_http::Method;
 use tungstenite::protocol::frame::coding::CloseCode;
 
 use crate::around::mend::{another_stream, resume_agent, take_up};
-use crate::around::ready::{keep_ready, ready};
+use crate::around::ready::{Readiness, keep_ready, ready};
 use crate::around::shutdown::{Phase, await_end};
 use crate::door::health::Identity;
 use crate::door::reply::{Reply, header, read_body};
@@ -137,7 +137,7 @@ use crate::parties::twilio::stream::{self, CallerLeg};
 use crate::parties::twilio::{Form, SHARED_KEY, TWILIO_WEBHOOK, is_final, is_sid, twiml};
 use crate::parties::twilio::{signature_is_valid, why_invalid};
 use crate::parties::ultravox::body::{self, NewCall, Opening};
-use crate::parties::ultravox::leg::{AgentLeg, FromAgent};
+use crate::parties::ultravox::leg::{AgentLeg, FromAgent, GOODBYE};
 use crate::parties::ultravox::tool::{Invocation, ToolResult};
 use crate::parties::ultravox::{AGENT_WITHIN, AgentCall, Ultravox};
 use crate::records::delivery::{DELIVER_WITHIN, Delivery};
@@ -162,7 +162,7 @@ use crate::toolbox::random::{random_hex, random_number};
 use crate::toolbox::socket::SocketEnd;
 use crate::toolbox::sound::{FRAME, FRAME_BYTES, PcmStream, Tone, to_pcm};
 use crate::toolbox::text::{cut, fill, is_e164, shorten, shorten_number};
-use crate::toolbox::threads::{lock, spawn, spawn_for_call, wait};
+use crate::toolbox::threads::{lock, outlive, spawn, spawn_for_call, wait};
 use crate::toolbox::time::millis;
 
 mod toolbox;
@@ -281,8 +281,7 @@ struct Bridge {
     ringing: Ringing,
     /// When this process began. A page that is open sees by it that there is another one.
     began: Timestamp,
-    /// Whether Ultravox would take a call, as far as it has been asked.
-    agent_is_ready: AtomicBool,
+    readiness: Readiness,
     phase: Mutex<Phase>,
     identity: Identity,
 }
@@ -307,7 +306,7 @@ impl Bridge {
             outbox: Outbox::new(&config),
             ringing: Ringing::default(),
             began: Timestamp::now(),
-            agent_is_ready: AtomicBool::new(false),
+            readiness: Readiness::default(),
             phase: Mutex::new(Phase::Serving),
             identity: Identity::new(),
             config,
@@ -328,9 +327,7 @@ fn run(bridge: &'static Bridge, listener: TcpListener) -> io::Result<()> {
     // Thousands of journals take a while to read. Neither a caller nor a signal waits for them.
     spawn("journals".into(), move || {
         let file = |delivery: &mut Delivery| file_transcript(bridge, delivery);
-        if let Err(error) = bridge.outbox.start(&bridge.journals, file) {
-            log!(Error, "transcripts stay on disk until the next start: {error}");
-        }
+        bridge.outbox.start(&bridge.journals, file);
     })?;
     await_end(bridge, signals)
 }
@@ -707,14 +704,12 @@ fn connect_to_agent(call: &Arc<Call>, line: LineInUse, opening: &Opening) -> Ans
 /// is the one that sees the call to its end.
 fn ready_agent(call: &Arc<Call>, line: LineInUse, opening: &Opening) -> Result<(), Failure> {
     let began = Instant::now();
-    let created = create_agent_call(call, opening, began + AGENT_WITHIN)?;
-    let short_id = created.id.chars().take(4).collect::<String>();
-    let joined = call.bridge.ultravox.join(&call.sid, created, began + AGENT_WITHIN, &call.tap)?;
-    let agent = Arc::new(joined);
+    let agent = join_agent(call, opening, began + AGENT_WITHIN)?;
     lock(&call.state).agent = Some(Arc::clone(&agent));
+    let short_id: String = lock(&call.state).agent_id.chars().take(4).collect();
     let (the_call, the_agent) = (Arc::clone(call), Arc::clone(&agent));
     spawn_for_call(format!("{} agent", shorten(&call.sid)), move || {
-        agent_thread(&the_call, line, the_agent);
+        agent_thread(&the_call, line, || converse(&the_call, the_agent));
     })
     .map_err(|error| {
         agent.close("nobody can take this call");
@@ -728,6 +723,22 @@ fn ready_agent(call: &Arc<Call>, line: LineInUse, opening: &Opening) -> Result<(
 
 /// Added to `MAX_CALL_SECONDS`, so that Ultravox can say its own "time is up" first.
 const TOO_LONG_GRACE: Duration = Duration::from_secs(15);
+
+/// Only an agent that is there counts: the next one goes on from it.
+fn join_agent(call: &Call, opening: &Opening, deadline: Instant) -> Result<Arc<AgentLeg>, Failure> {
+    let created = create_agent_call(call, opening, deadline)?;
+    let call_id = created.id.clone();
+    let joined = call.bridge.ultravox.join(&call.sid, created, deadline, &call.tap)?;
+    let mut state = lock(&call.state);
+    state.agent_id.clone_from(&call_id);
+    // It may come from a journal that somebody has edited.
+    state.agents = state.agents.saturating_add(1);
+    state.ends_by = Some(Instant::now() + max_duration(call, opening) + TOO_LONG_GRACE);
+    let agent = state.agents;
+    drop(state);
+    call.journal.note(&Event::Agent { call_id, agent });
+    Ok(Arc::new(joined))
+}
 
 /// An agent that goes on gets the conversation so far: Ultravox's own record of it if it can
 /// (`priorCallId`), else ours.
@@ -745,23 +756,14 @@ fn create_agent_call(
     let mut order = body::call_body(&bridge.config, &bridge.agent, new);
     let goes_on = matches!(opening, Opening::GoOn(_)) && !prior.is_empty();
     let prior = goes_on.then_some(prior.as_str());
-    let created = match bridge.ultravox.create(&order, prior, deadline, &call.tap) {
+    match bridge.ultravox.create(&order, prior, deadline, &call.tap) {
         Err(failure) if failure.refused && goes_on => {
             log!(call, Warn, Agent, "{failure}; going on from our own transcript");
             order["initialMessages"] = lock(&call.transcript).as_messages();
-            bridge.ultravox.create(&order, None, deadline, &call.tap)?
+            bridge.ultravox.create(&order, None, deadline, &call.tap)
         }
-        other => other?,
-    };
-    let mut state = lock(&call.state);
-    state.agent_id.clone_from(&created.id);
-    // It may come from a journal that somebody has edited.
-    state.agents = state.agents.saturating_add(1);
-    state.ends_by = Some(Instant::now() + lasts + TOO_LONG_GRACE);
-    let number = state.agents;
-    drop(state);
-    call.journal.note(&Event::Agent { call_id: created.id.clone(), agent: number });
-    Ok(created)
+        other => other,
+    }
 }
 
 /// An agent that takes over late in a call gets at least this much of it.
@@ -793,9 +795,9 @@ const NOBODY_ANSWERED: &str = "(The caller was to be put through to a person, bu
     Tell them so, apologise, do not greet again, and offer to help or to take a note.)";
 
 /// Thread U: keeps the agent company until the caller is there, relays its voice, says goodbye,
-/// files the transcript. Steps 4 to 9 of one call, in one function.
-fn agent_thread(call: &Arc<Call>, line: LineInUse, agent: Arc<AgentLeg>) {
-    let why = converse(call, agent);
+/// files the transcript, even after a panic. Steps 4 to 9 of one call, in one function.
+fn agent_thread(call: &Call, line: LineInUse, conversation: impl FnOnce() -> EndedBy) {
+    let why = outlive(conversation).unwrap_or(EndedBy::AgentLost);
     say_goodbye(call, why);
     after(call);
     // Not before: a process that drains leaves when no line is taken and the outbox is empty.
@@ -804,14 +806,14 @@ fn agent_thread(call: &Arc<Call>, line: LineInUse, agent: Arc<AgentLeg>) {
 
 /// From the answer to Twilio's stream. Then the waiting agent is sent home and the token is void.
 const STREAM_WITHIN: Duration = Duration::from_mins(1);
-/// New agents after a broken connection, in one call. Then the caller hears the apology.
+/// Connections to the agent that may break in one call. Then the caller hears the apology.
 const RESUMES_MAX: u32 = 2;
 
 /// Steps 5 to 7 on thread U. If the connection to the agent breaks, the caller stays, and a new
 /// agent goes on where the old one was; twice at most, and never two at once.
 fn converse(call: &Arc<Call>, mut agent: Arc<AgentLeg>) -> EndedBy {
     let mut resumes = 0;
-    'conversation: loop {
+    loop {
         if !await_caller(call, STREAM_WITHIN) && !call.is_over() {
             agent.close("nobody came");
             return EndedBy::NeverStreamed;
@@ -823,17 +825,12 @@ fn converse(call: &Arc<Call>, mut agent: Arc<AgentLeg>) -> EndedBy {
             agent.close("the call is over");
         }
         agent.cut();
-        while why == EndedBy::AgentLost && !call.is_over() && resumes < RESUMES_MAX {
-            resumes += 1;
-            match resume_agent(call) {
-                Ok(next) => {
-                    agent = next;
-                    continue 'conversation;
-                }
-                Err(failure) => log!(call, Error, Agent, "no new agent: {failure}"),
-            }
+        if why != EndedBy::AgentLost || call.is_over() || resumes == RESUMES_MAX {
+            return why;
         }
-        return why;
+        resumes += 1;
+        let Some(next) = resume_agent(call) else { return why };
+        agent = next;
     }
 }
 
@@ -1002,7 +999,8 @@ fn media_stream(bridge: &'static Bridge, visitor: &Visitor, head: Vec<u8>) {
     let ms = call.rang.elapsed().as_millis();
     log!(call, Info, Stream, "the Media Stream is open, {ms} ms after it rang"; ms);
 
-    let end = relay_caller_to_agent(&call, &caller);
+    let end = outlive(|| relay_caller_to_agent(&call, &caller))
+        .unwrap_or_else(|| StreamEnd::Broken("a fault of ours".into()));
     let was_the_latest = call.forget_stream(&caller);
     match end {
         _ if call.is_over() || !was_the_latest => {}
@@ -1193,11 +1191,12 @@ fn relay_agent_to_caller(call: &Arc<Call>, agent: &Arc<AgentLeg>) -> EndedBy {
                 agent.ping();
                 continue;
             }
-            Err(SocketEnd::Closed(_)) => return act.reason(),
-            Err(end @ (SocketEnd::Quiet | SocketEnd::Broken(_) | SocketEnd::Nonsense(_))) => {
+            Err(SocketEnd::Closed(Some(GOODBYE))) => return act.reason(),
+            Err(end) => {
                 // At its time limit Ultravox cuts the connection; after a goodbye it may, too.
                 let time_is_up = call.rang.elapsed() + LAST_SECONDS > call.bridge.config.max_call;
-                if call.is_over() || act.leaving.is_some() || time_is_up {
+                let ends = call.is_over() || call.bridge.is_ending() || act.leaving.is_some();
+                if ends || time_is_up {
                     return act.reason();
                 }
                 log!(call, Error, Talk, "Ultravox: {end}");
@@ -1438,7 +1437,8 @@ fn ask_n8n_aside(tool: &'static Tool, route: &'static str, run: ToolRun) {
     let aside = Arc::clone(&run);
     let started = spawn(format!("{} tool", shorten(&call.sid)), move || {
         aside.call.journal.note(&Event::ToolBegins(aside.asked()));
-        let (result, outcome) = n8n_tool(&aside.call, tool, route, &aside.invocation);
+        let (result, outcome) = outlive(|| n8n_tool(&aside.call, tool, route, &aside.invocation))
+            .unwrap_or_else(|| (ToolResult::Say(PERHAPS_DONE.into()), "uncertain"));
         aside.finish(&result, outcome);
         aside.call.tools_running.fetch_sub(1, Ordering::SeqCst);
     });

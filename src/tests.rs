@@ -1,22 +1,28 @@
 //! What belongs to no room: the story's own functions, and all doors of the bridge fed with what
 //! the fuzz targets have found.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Instant;
 use std::{fs, thread};
 
 use tempfile::tempdir;
+use tungstenite::protocol::Role;
 
 use crate::feed::feed;
+use crate::owner::lines::Admission;
+use crate::parties::twilio::stream::CallerLeg;
+use crate::records::ended_by::EndedBy;
 use crate::records::event::Direction;
 use crate::records::transcript::{Heard, Speaker};
-use crate::testing::{DEADLINE, NO_FORK, full_agent, full_settings};
+use crate::testing::{DEADLINE, NO_FORK, full_agent, full_settings, settings, sockets};
+use crate::toolbox::socket::Socket;
 use crate::toolbox::threads::lock;
-use crate::{Bridge, Call, IncomingCall, note_transcript};
+use crate::{Bridge, Call, IncomingCall, agent_thread, note_transcript};
 
 /// A full pipe stands for a disk that hangs.
 #[test]
@@ -30,28 +36,13 @@ fn whoever_looks_at_a_call_does_not_wait_for_the_disk() {
     fill.args(["if=/dev/zero", "bs=4096", "oflag=nonblock"]).arg(format!("of={}", pipe.display()));
     assert!(!fill.output().unwrap().status.success(), "it ends because no more goes in");
     drop(alone);
-    let incoming = IncomingCall {
-        sid: "CA1",
-        number: "+4930123456",
-        direction: Direction::In,
-        first_message: String::new(),
-        wire: String::new(),
-    };
     let mut call = Call::new(
         Box::leak(Box::new(Bridge::build(full_settings(), full_agent(), &[]))),
-        &incoming,
+        &an_incoming_call(),
     );
     call.journal = call.bridge.journals.claim(&pipe).ok().unwrap();
-    let heard = Heard {
-        speaker: Speaker::User,
-        ordinal: 0,
-        text: Some("Hello?".to_owned()),
-        delta: None,
-        finished: true,
-        typed: false,
-    };
     thread::scope(|scope| {
-        scope.spawn(|| note_transcript(&call, &heard));
+        scope.spawn(|| note_transcript(&call, &hello()));
         let began = Instant::now();
         let is_heard = || call.transcript.try_lock().is_ok_and(|heard| heard.count() == 1);
         let mut seen = is_heard();
@@ -63,6 +54,53 @@ fn whoever_looks_at_a_call_does_not_wait_for_the_disk() {
         assert!(BufReader::new(other_end).read_until(b'\n', &mut Vec::new()).unwrap() > 0);
         assert!(seen, "the words are locked while they are written");
     });
+}
+
+/// The caller is hung up on, with the apology to come, and what was said is filed.
+#[test]
+fn a_call_whose_thread_dies_is_ended_and_filed() {
+    let scratch = tempdir().unwrap();
+    let data = scratch.path().display().to_string();
+    let n8n = ("N8N_WEBHOOK_URL", "https://n8n.example/webhook/call");
+    let config = settings(&[("DATA_DIR", &data), n8n]).ok().unwrap();
+    let bridge: &'static Bridge = Box::leak(Box::new(Bridge::build(config, full_agent(), &[])));
+    let incoming = || Call::new(bridge, &an_incoming_call());
+    let Admission::Yours(call, line) = bridge.calls.admit("CA1", incoming) else {
+        unreachable!("there are no other calls");
+    };
+    note_transcript(&call, &hello());
+    let (near, mut twilio) = sockets();
+    let socket = Socket::new(near, None, Vec::new(), Role::Server);
+    let leg = CallerLeg::new(socket, "MZ1".into(), Arc::clone(&call.tap));
+    assert!(call.has_stream(&Arc::new(leg)));
+    agent_thread(&call, line, || panic!("on purpose"));
+    assert!(bridge.calls.all().is_empty(), "it still has its line");
+    assert_eq!(bridge.calls.how_it_ended("CA1"), Some(EndedBy::AgentLost));
+    assert_eq!(bridge.outbox.waiting(), 1, "its transcript is lost");
+    let mut goodbye = [0; 4];
+    twilio.read_exact(&mut goodbye).unwrap();
+    assert_eq!((goodbye[0], &goodbye[2..]), (0x88, &1_000_u16.to_be_bytes()[..]));
+}
+
+fn an_incoming_call() -> IncomingCall<'static> {
+    IncomingCall {
+        sid: "CA1",
+        number: "+4930123456",
+        direction: Direction::In,
+        first_message: String::new(),
+        wire: String::new(),
+    }
+}
+
+fn hello() -> Heard {
+    Heard {
+        speaker: Speaker::User,
+        ordinal: 0,
+        text: Some("Hello?".to_owned()),
+        delta: None,
+        finished: true,
+        typed: false,
+    }
 }
 
 /// What the fuzz targets have found, and what they start from.

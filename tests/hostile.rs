@@ -21,7 +21,8 @@ use std::fmt::Write as _;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::path::Path;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -856,6 +857,83 @@ fn without_file_descriptors_calls_go_on_and_later_ones_are_served_again() -> Out
 }
 
 // ============================================================================
+// Threads run out
+// ============================================================================
+
+/// Deliveries at once in the outbox, and one more: each of them is to survive it.
+const DELIVERIES: usize = 5;
+
+#[test]
+fn without_threads_calls_go_on_and_all_is_as_before_afterwards() -> Outcome {
+    let scratch = tempfile::tempdir()?;
+    let program = limited_program(scratch.path())?;
+    let mut siege = Siege::lay("threads", builder_of(&program))?;
+    // As above: a `tiny_http` may die of it.
+    siege.kept_threads = 12;
+    let pid = siege.world.bridge.pid().ok_or("the bridge is gone")?;
+    siege.attack("none left", "RESUME_WITHIN", "a new agent is there", |world| {
+        let broken = victim(world)?;
+        let mut ending = Vec::new();
+        for _ in 0..DELIVERIES {
+            let victim = victim(world)?;
+            victim.agent.user_said("Is anybody there?")?;
+            victim.talks()?;
+            ending.push(victim);
+        }
+        let seen = world.bridge.log().len();
+        set_threads(pid, 1)?;
+        world_is(world, world.get("/health").is_err(), "there is a thread left")?;
+        world.bridge.wait_for_log_since(seen, "a connection was turned away")?;
+        // Each ends, and its transcript cannot be delivered.
+        for victim in &ending {
+            victim.hangs_up()?;
+        }
+        for victim in &ending {
+            let sid = victim.sid().get(..6).unwrap_or_default();
+            let line = format!("{sid} 9 after    warning: n8n: no thread to look up its name");
+            world.bridge.wait_for_log_since(seen, &line)?;
+        }
+        // The agent's line breaks, and there is no thread for the next one.
+        broken.agent.drop_line();
+        world.bridge.wait_for_log_since(seen, "no new agent yet: Ultravox: no thread")?;
+        set_threads(pid, 4_096)?;
+        broken.goes_on_with_another_agent(world)?;
+        for victim in &ending {
+            eventually("the transcript at n8n", || {
+                let posts = world.n8n.requests_of("2");
+                posts.iter().any(|post| post.json["callSid"] == victim.sid()).then_some(())
+            })?;
+        }
+        eventually("ready", || {
+            world.get("/ready").is_ok_and(|answer| answer.status == 200).then_some(())
+        })?;
+        Ok(DELIVERIES + 1)
+    })?;
+    siege.lift()
+}
+
+/// The limit of threads does not hold for root, so root's bridge is somebody else's.
+fn limited_program(scratch: &Path) -> Result<PathBuf, Failed> {
+    let program = env!("CARGO_BIN_EXE_callbridge");
+    if !is_root()? {
+        return Ok(program.into());
+    }
+    let as_nobody = AS_NOBODY.join(" ");
+    let script = format!("#!/bin/sh\nchown 65534:65534 . && exec {as_nobody} {program} \"$@\"\n");
+    let path = scratch.join("callbridge");
+    fs::write(&path, script)?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+    Ok(path)
+}
+
+/// How root becomes nobody.
+const AS_NOBODY: [&str; 6] = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"];
+
+fn is_root() -> io::Result<bool> {
+    Ok(fs::metadata("/proc/self")?.uid() == 0)
+}
+
+// ============================================================================
 // Secrets
 // ============================================================================
 
@@ -991,7 +1069,11 @@ fn journals_of(world: &World) -> io::Result<String> {
 // ============================================================================
 
 fn builder() -> WorldBuilder {
-    World::builder(env!("CARGO_BIN_EXE_callbridge"))
+    builder_of(Path::new(env!("CARGO_BIN_EXE_callbridge")))
+}
+
+fn builder_of(program: &Path) -> WorldBuilder {
+    World::builder(program)
         .tls(true)
         .setting("CALLS_PER_NUMBER_PER_HOUR", 100_000)
         // glibc gives threads arenas of their own, and each keeps what it once needed. With one for
@@ -1988,10 +2070,21 @@ fn raise_descriptors() -> Result<usize, Failed> {
     set_descriptors(std::process::id(), wanted).map_or(Ok(soft), |()| Ok(wanted))
 }
 
-/// std cannot do it; the program `prlimit` spares us an unsafe call.
 fn set_descriptors(pid: u32, most: usize) -> Outcome {
+    set_limit(&["prlimit"], pid, &format!("--nofile={most}:"))
+}
+
+/// Of all processes of its user together, so 1 is less than there are.
+fn set_threads(pid: u32, most: usize) -> Outcome {
+    let mut prlimit = if is_root()? { AS_NOBODY.to_vec() } else { Vec::new() };
+    prlimit.push("prlimit");
+    set_limit(&prlimit, pid, &format!("--nproc={most}:"))
+}
+
+/// std cannot do it; the program `prlimit` spares us an unsafe call.
+fn set_limit(prlimit: &[&str], pid: u32, limit: &str) -> Outcome {
+    let [program, arguments @ ..] = prlimit else { return Err("no program".into()) };
     let pid = pid.to_string();
-    let limit = format!("--nofile={most}:");
-    let status = Command::new("prlimit").args(["--pid", &pid, &limit]).status()?;
+    let status = Command::new(program).args(arguments).args(["--pid", &pid, limit]).status()?;
     if status.success() { Ok(()) } else { Err(format!("prlimit {limit}: {status}").into()) }
 }

@@ -6,10 +6,9 @@
 //! not any more, is bounded here; that there is a break at all is found in steps 5, 6 and 8.
 
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::owner::lines::Admission;
-use crate::parties::ultravox::AGENT_WITHIN;
 use crate::parties::ultravox::leg::AgentLeg;
 use crate::records::ended_by::EndedBy;
 use crate::records::journal::{Journal, Unclaimed};
@@ -18,14 +17,21 @@ use crate::records::tap::{Exhibit, Tap};
 use crate::toolbox::failure::{Failure, Party};
 use crate::toolbox::log::{Sid, log};
 use crate::toolbox::metrics::{RESUMES, refused};
-use crate::toolbox::threads::lock;
+use crate::toolbox::threads::{lock, wait};
 use crate::{
-    Answer, Bridge, Call, IncomingCall, LINE_BROKE, Opening, after_the_agent, cannot_serve,
-    connect_to_agent, create_agent_call,
+    Answer, Bridge, Call, CallState, IncomingCall, LINE_BROKE, Opening, after_the_agent,
+    cannot_serve, connect_to_agent, join_agent,
 };
 
 /// Streams of one call. One more, and the caller hears the apology: something cuts them all.
 pub(crate) const STREAMS_MAX: u32 = 6;
+
+/// From a broken line of the agent's to the next agent. All that time the caller hears a tone, and
+/// then the apology.
+const RESUME_WITHIN: Duration = Duration::from_secs(10);
+/// The first pause between two tries; it doubles. A server that restarts refuses at once, and each
+/// try may leave behind an agent that nobody joins.
+const RESUME_PAUSE_MIN: Duration = Duration::from_millis(250);
 
 /// The stream broke, the call did not: the agent is still there and waits.
 pub(crate) fn another_stream(call: &Arc<Call>) -> Answer {
@@ -94,15 +100,42 @@ pub(crate) fn take_up(bridge: &'static Bridge, sid: &str, what_happened: &'stati
     }
 }
 
-/// Meanwhile thread T finds no agent, and lets the caller hear a tone.
-pub(crate) fn resume_agent(call: &Arc<Call>) -> Result<Arc<AgentLeg>, Failure> {
+/// A new agent after a broken line, within [`RESUME_WITHIN`]. Meanwhile thread T finds no agent,
+/// and lets the caller hear a tone. None: there is none to be had, or the call is over.
+pub(crate) fn resume_agent(call: &Arc<Call>) -> Option<Arc<AgentLeg>> {
     let began = Instant::now();
+    let deadline = began + RESUME_WITHIN;
     lock(&call.state).agent = None;
     log!(call, Warn, Agent, "the agent's line broke; a new one goes on from here");
-    let opening = Opening::GoOn(LINE_BROKE);
-    let created = create_agent_call(call, &opening, began + AGENT_WITHIN)?;
-    let joined = call.bridge.ultravox.join(&call.sid, created, began + AGENT_WITHIN, &call.tap)?;
-    let agent = Arc::new(joined);
+    let mut pause = RESUME_PAUSE_MIN;
+    loop {
+        let failure = match next_agent(call, deadline) {
+            Ok(agent) => {
+                RESUMES.of(&["agent_line"]).add();
+                let ms = began.elapsed().as_millis();
+                log!(call, Info, Agent, "a new agent is there after {ms} ms"; ms);
+                return Some(agent);
+            }
+            Err(failure) => failure,
+        };
+        let is_last = failure.refused || Instant::now() + pause > deadline;
+        if is_last || call.is_over() {
+            log!(call, Error, Agent, "no new agent: {failure}");
+            return None;
+        }
+        let ms = pause.as_millis();
+        log!(call, Warn, Agent, "no new agent yet: {failure}; trying again in {ms} ms"; ms);
+        let is_wanted = |state: &mut CallState| state.hang_up.is_none();
+        drop(wait(&call.changed, lock(&call.state), pause, is_wanted));
+        if call.is_over() {
+            return None;
+        }
+        pause *= 2;
+    }
+}
+
+fn next_agent(call: &Arc<Call>, deadline: Instant) -> Result<Arc<AgentLeg>, Failure> {
+    let agent = join_agent(call, &Opening::GoOn(LINE_BROKE), deadline)?;
     let mut state = lock(&call.state);
     if state.hang_up.is_some() {
         drop(state);
@@ -110,10 +143,6 @@ pub(crate) fn resume_agent(call: &Arc<Call>) -> Result<Arc<AgentLeg>, Failure> {
         return Err(Failure::new(Party::Ultravox, "the caller has left meanwhile"));
     }
     state.agent = Some(Arc::clone(&agent));
-    drop(state);
-    RESUMES.of(&["agent_line"]).add();
-    let ms = began.elapsed().as_millis();
-    log!(call, Info, Agent, "a new agent is there after {ms} ms"; ms);
     Ok(agent)
 }
 

@@ -15,7 +15,7 @@ use signal_hook::iterator::Signals;
 
 use crate::records::ended_by::EndedBy;
 use crate::toolbox::log::log;
-use crate::toolbox::threads::{lock, spawn};
+use crate::toolbox::threads::{lock, spawn, spawn_for_good};
 use crate::{AGENT_LEAVES_WITHIN, Bridge};
 
 /// A process that ends stays this long after its last call. Twilio asks what comes next when a
@@ -49,11 +49,23 @@ impl Bridge {
 pub(crate) fn await_end(bridge: &'static Bridge, mut signals: Signals) -> io::Result<()> {
     let (news, next_news) = mpsc::channel();
     let drained = news.clone();
+    let (begin, begins) = mpsc::channel();
     spawn("signals".into(), move || {
         for _ in signals.forever() {
             if news.send("a second signal").is_err() {
                 return;
             }
+        }
+    })?;
+    // Started before it is needed: then there may be no thread to be had.
+    spawn_for_good("drain".into(), move || {
+        // After a fault of its own it goes on at once.
+        if bridge.takes_calls() && begins.recv().is_err() {
+            return;
+        }
+        drain_calls(bridge);
+        if drained.send("all calls are over").is_err() {
+            // A second signal was faster.
         }
     })?;
     if next_news.recv().is_err() {
@@ -69,12 +81,9 @@ pub(crate) fn await_end(bridge: &'static Bridge, mut signals: Signals) -> io::Re
         "told to stop: no new calls; {calls} may go on for {seconds} s";
         calls, seconds
     );
-    spawn("drain".into(), move || {
-        drain_calls(bridge);
-        if drained.send("all calls are over").is_err() {
-            // A second signal was faster.
-        }
-    })?;
+    if begin.send(()).is_err() {
+        // It has noticed by itself.
+    }
     if let Ok(why) = next_news.recv() {
         log!(Info, "stopped: {why}");
     }

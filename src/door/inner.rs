@@ -16,7 +16,7 @@ use crate::door::reply::BODY_BYTES_MAX;
 use crate::door::{ACCEPT_PAUSE, Door, Visitor};
 use crate::toolbox::log::log;
 use crate::toolbox::socket::{READ_BYTES, WRITE_WITHIN, is_timeout, shut};
-use crate::toolbox::threads::{join, lock, spawn};
+use crate::toolbox::threads::{join, lock, spawn, spawn_for_good};
 
 /// A whole request, from its head to the end of our answer.
 pub(crate) const REQUEST_WITHIN: Duration = Duration::from_secs(20);
@@ -145,7 +145,7 @@ fn pass_body(visitor: &Visitor, mut to: &TcpStream, to_come: Option<usize>) {
 /// port.
 pub(super) fn start_http(door: &'static Door) -> io::Result<()> {
     let server = open_http(door)?;
-    spawn("http".into(), move || serve_http(door, &server)).map(drop)
+    spawn_for_good("http".into(), move || serve_http(door, &server)).map(drop)
 }
 
 fn serve_http(door: &'static Door, server: &tiny_http::Server) {

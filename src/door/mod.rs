@@ -34,7 +34,7 @@ use crate::door::reply::Reply;
 use crate::door::request::passed_on;
 use crate::toolbox::log::log;
 use crate::toolbox::socket::WRITE_WITHIN;
-use crate::toolbox::threads::{spawn, spawn_for_call};
+use crate::toolbox::threads::{spawn_for_call, spawn_for_good};
 
 pub(crate) use inner::REQUEST_WITHIN;
 pub(crate) use lobby::Visitor;
@@ -71,7 +71,7 @@ pub(crate) fn open(
     // Connections hold on to it until the process ends, so nobody could ever free it.
     let door: &'static Door = Box::leak(Box::new(Door { hall, lobby, http: Mutex::default() }));
     start_http(door)?;
-    spawn("front door".into(), move || accept_all(door, &listener)).map(drop)
+    spawn_for_good("front door".into(), move || accept_all(door, &listener)).map(drop)
 }
 
 fn accept_all(door: &'static Door, listener: &TcpListener) -> ! {

@@ -18,8 +18,9 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
-use std::{fs, io, thread};
+use std::{fs, io};
 
 use jiff::Timestamp;
 
@@ -27,9 +28,9 @@ use crate::records::delivery::{Claim, DELIVER_AGAIN_MAX, DELIVER_FOR, DELIVER_WI
 use crate::records::journal::{Journals, journals, sid_of};
 use crate::records::past::{PastCall, delivered_at};
 use crate::setup::settings::Config;
-use crate::toolbox::failure::Failure;
+use crate::toolbox::failure::{Failure, Party};
 use crate::toolbox::log::log;
-use crate::toolbox::threads::{lock, spawn, wait};
+use crate::toolbox::threads::{lock, outlive, spawn_for_good, wait};
 use crate::toolbox::time::since;
 
 /// Deliveries at the same time, so that a hanging one does not hold up the others.
@@ -99,10 +100,9 @@ impl Outbox {
         &'static self,
         journals: &'static Journals,
         file: impl Fn(&mut Delivery) -> Result<(), Failure> + Send + Sync + 'static,
-    ) -> io::Result<()> {
+    ) {
         journals.start_writer();
         let began = Instant::now();
-        let clock = Clock::new();
         let count = self.look_through(journals, false);
         self.is_all_read();
         let (given_up, ms) = (self.given_up(), began.elapsed().as_millis());
@@ -115,17 +115,18 @@ impl Outbox {
         }
         let file = Arc::new(file);
         for _ in 0..DELIVERIES_AT_ONCE {
-            let file = Arc::clone(&file);
-            spawn("outbox".into(), move || {
-                loop {
-                    let delivery = self.next();
-                    let sid = delivery.sid.clone();
-                    self.done(&sid, self.try_one(journals, delivery, &*file));
-                }
-            })?;
+            insist(|| {
+                let file = Arc::clone(&file);
+                spawn_for_good("outbox".into(), move || {
+                    loop {
+                        let delivery = self.next();
+                        let sid = delivery.sid.clone();
+                        self.done(&sid, self.try_one(journals, delivery, &*file));
+                    }
+                })
+            });
         }
-        spawn("outbox looks".into(), move || self.keep_looking(journals, clock))?;
-        Ok(())
+        insist(|| spawn_for_good("outbox looks".into(), move || self.keep_looking(journals)));
     }
 
     /// Gives the delivery back if there is to be another try.
@@ -146,14 +147,16 @@ impl Outbox {
                 delivery.is_due_in(LOOK_AGAIN_AFTER);
                 Some(delivery)
             }
-            Claim::Ours => match file(&mut delivery) {
-                Ok(()) => None,
-                Err(failure) => delivery.try_again(&failure),
+            Claim::Ours => match outlive(|| file(&mut delivery)) {
+                Some(Ok(())) => None,
+                Some(Err(failure)) => delivery.try_again(&failure),
+                None => delivery.try_again(&Failure::new(Party::N8n, "the try ended by a fault")),
             },
         }
     }
 
-    fn keep_looking(&self, journals: &Journals, mut clock: Clock) {
+    fn keep_looking(&self, journals: &Journals) {
+        let mut clock = Clock::new();
         let mut tidied: Option<Instant> = None;
         loop {
             thread::sleep(LOOK_AGAIN_AFTER);
@@ -343,6 +346,17 @@ impl Outbox {
 
     pub(crate) fn given_up(&self) -> usize {
         self.given_up.load(Ordering::Relaxed)
+    }
+}
+
+/// Where no thread is to be had now, there may be one later.
+fn insist(start: impl Fn() -> io::Result<JoinHandle<()>>) {
+    let mut is_said = false;
+    while let Err(error) = start() {
+        if !std::mem::replace(&mut is_said, true) {
+            log!(Error, "no thread to deliver transcripts: {error}; trying on");
+        }
+        thread::sleep(LOOK_AGAIN_AFTER);
     }
 }
 

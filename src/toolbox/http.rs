@@ -19,8 +19,10 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::{ClientConfig, RootCertStore};
 use ureq::Timeout;
 use ureq::http::{HeaderMap, Request};
+use ureq::unversioned::transport::DefaultConnector;
 
 use crate::toolbox::failure::{Failure, Party};
+use crate::toolbox::http::names::Names;
 
 /// A connection that was idle for longer is not used again.
 pub(crate) const IDLE_MAX: Duration = Duration::from_secs(30);
@@ -89,7 +91,7 @@ impl Http {
             .input_buffer_size(BUFFER_BYTES)
             .output_buffer_size(BUFFER_BYTES)
             .build();
-        Http(agent.into())
+        Http(ureq::Agent::with_parts(agent, DefaultConnector::default(), Names))
     }
 
     /// Blocks until the answer has been read to its end: only then is the connection free for the
@@ -162,6 +164,8 @@ fn no_answer(party: Party, error: ureq::Error, within: Duration) -> Failure {
         Error::HostNotFound => Failure::new(party, "its host name is not known")
             .advise("check the address")
             .certainly_not_done(),
+        // Nobody else uses this variant.
+        Error::Other(look_up) => Failure::new(party, look_up.to_string()).certainly_not_done(),
         Error::Io(error) if refused(&error) => Failure::new(party, "it refuses the connection")
             .advise("is it running, and is the address right?")
             .certainly_not_done(),
@@ -203,5 +207,6 @@ pub(crate) fn tls_config(roots: &[CertificateDer<'static>]) -> Arc<ClientConfig>
     Arc::new(ClientConfig::builder().with_root_certificates(store).with_no_client_auth())
 }
 
+mod names;
 #[cfg(test)]
 mod tests;

@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use serde_json::Value;
 use tungstenite::Message;
+use tungstenite::protocol::CloseFrame;
 
 use crate::demo::agent_call::{AgentCall, is_result_of};
 use crate::demo::backstage::{lock, moot};
@@ -104,6 +105,13 @@ impl AgentCall {
             mouth.scissors.rude.store(true, Ordering::Release);
             moot(mouth.scissors.socket.shutdown(Shutdown::Both));
         }
+    }
+
+    /// Ultravox ends the call with a close frame of this code, or of none.
+    #[track_caller]
+    pub fn close_with(&self, code: Option<u16>) -> Result<(), Trouble> {
+        let frame = code.map(|code| CloseFrame { code: code.into(), reason: "".into() });
+        self.send_message(Message::Close(frame))
     }
 
     /// Sends bytes that are no WebSocket and, with TLS, no TLS either.

@@ -27,6 +27,10 @@ use crate::records::transcript::Heard;
 use crate::toolbox::socket::{Received, Socket, SocketEnd};
 use crate::toolbox::sound::pcm_in_short;
 
+/// The code of a socket that is closed because all has been said (RFC 6455, 7.4.1). Servers that
+/// restart or fail say 1001, 1011, 1012, or give no code.
+pub(crate) const GOODBYE: u16 = 1_000;
+
 /// The socket to the agent, and the tap on it.
 pub(crate) struct AgentLeg {
     socket: Socket,

@@ -1,4 +1,4 @@
-//! The certificates that are trusted.
+//! The certificates that are trusted, and what a missing answer means.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -9,7 +9,7 @@ use tempfile::tempdir;
 
 use crate::testing::file_in;
 use crate::toolbox::failure::Party;
-use crate::toolbox::http::{no_answer, trusted_roots};
+use crate::toolbox::http::{Ask, Http, no_answer, trusted_roots};
 
 #[test]
 fn further_roots_come_from_a_pem_file() {
@@ -41,6 +41,7 @@ fn what_never_reached_n8n_was_certainly_not_done() {
         (Error::Timeout(Timeout::Global), false, "no answer within 1500 ms"),
         (Error::Timeout(Timeout::RecvResponse), false, "no answer within 1500 ms"),
         (Error::HostNotFound, true, "its host name is not known (check the address)"),
+        (Error::Other("no thread to look up its name".into()), true, "no thread to look up"),
         (Error::ConnectionFailed, true, "no connection (is it running"),
         (refused(), true, "it refuses the connection (is it running"),
         (reset(), false, "the request failed: "),
@@ -52,4 +53,13 @@ fn what_never_reached_n8n_was_certainly_not_done() {
         assert!(line.starts_with(&format!("n8n: {wanted}")), "{line}");
         assert_eq!(failure.certainly_not_done, not_done, "{line}");
     }
+}
+
+/// Names that end so are never known (RFC 6761).
+#[test]
+fn a_name_that_nobody_knows_is_certainly_not_done() {
+    let http = Http::new(&[]);
+    let asked = Ask { url: "http://n8n.invalid/webhook", ..Ask::default() };
+    let failure = http.ask(Party::N8n, &asked).err().unwrap();
+    assert!(failure.certainly_not_done, "{failure}");
 }
