@@ -98,12 +98,12 @@
 //! 8 kHz). Such places are marked with the word *Simplification* below.
 
 use std::collections::{HashMap, HashSet};
+use std::io;
 use std::net::TcpListener;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
-use std::{io, thread};
 
 use data_encoding::HEXLOWER;
 use jiff::Timestamp;
@@ -154,7 +154,7 @@ use crate::setup::stop::{Stop, needs_attention};
 use crate::setup::values::NGROK;
 use crate::toolbox::failure::{Failure, Party};
 use crate::toolbox::http::{Http, tls_config, trusted_roots};
-use crate::toolbox::log::{Sid, complain, log, log_as, say};
+use crate::toolbox::log::{Sid, complain, log, log_as, log_aside, say};
 use crate::toolbox::metrics::{
     ANSWER_TIME, BROKEN_LINES, CALLS, DEAD_AIR, Relayed, TOOL_TIME, TOOLS, refused,
 };
@@ -248,10 +248,7 @@ fn serve() -> Result<(), Stop> {
     let mut config =
         Config::load().map_err(|complaints| needs_attention("setting", &complaints))?;
     log_as(config.log_level, config.log_format);
-    std::panic::set_hook(Box::new(|panic| {
-        let thread = thread::current();
-        log!(Error, "thread {} {panic}", thread.name().unwrap_or("without a name"));
-    }));
+    log_aside();
     let (agent, roots) = Bridge::needs(&config)?;
     let listener = TcpListener::bind((config.bind, config.port)).map_err(|error| {
         let (bind, port) = (config.bind, config.port);

@@ -4,8 +4,8 @@
 //! `await_end` is what the main thread does after the start. After a signal the process drains for
 //! at most `DRAIN_SECONDS`, says goodbye in the calls that are left, offers every transcript to n8n
 //! once, and stays a moment for Twilio's last question. A second signal ends it at once. Either
-//! way the journals are written to their end first, unless the disk hangs. No call is ended in any
-//! other way than its own, `Call::hang_up`.
+//! way journals and log are written to their end first, unless the disk hangs, or whoever reads the
+//! log. No call is ended in any other way than its own, `Call::hang_up`.
 
 use std::sync::mpsc;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use std::{io, thread};
 use signal_hook::iterator::Signals;
 
 use crate::records::ended_by::EndedBy;
-use crate::toolbox::log::log;
+use crate::toolbox::log::{flush, log};
 use crate::toolbox::threads::{lock, spawn, spawn_for_good};
 use crate::{AGENT_LEAVES_WITHIN, Bridge};
 
@@ -88,6 +88,7 @@ pub(crate) fn await_end(bridge: &'static Bridge, mut signals: Signals) -> io::Re
         log!(Info, "stopped: {why}");
     }
     bridge.journals.flush(FLUSH_WITHIN);
+    flush();
     Ok(())
 }
 

@@ -8,13 +8,18 @@
 //!
 //! Everybody writes it with `log!`. No line holds what was said in a call or a whole telephone
 //! number, none can be continued or coloured by what others have sent, and a log that cannot be
-//! written ends no call.
+//! written, or that nobody reads, stops no call (`writer`).
+
+mod writer;
 
 use std::fmt::{self, Display};
-use std::io::{self, Write};
+use std::io::{self, Write as _};
 use std::sync::OnceLock;
+use std::{panic, thread};
 
 use serde_json::json;
+
+pub(crate) use writer::flush;
 
 use crate::toolbox::metrics::LOG_LINES;
 use crate::toolbox::text::{is_e164, shorten, shorten_number};
@@ -88,6 +93,15 @@ pub(crate) fn log_as(level: Level, format: LogFormat) {
     }
 }
 
+/// For a server: nobody waits for the log any more, and a panic gets a line in it.
+pub(crate) fn log_aside() {
+    writer::start();
+    panic::set_hook(Box::new(|panic| {
+        let thread = thread::current();
+        log!(Error, "thread {} {panic}", thread.name().unwrap_or("without a name"));
+    }));
+}
+
 /// What a line is about: a call, if any, and the step it is in.
 pub(crate) struct About<'a> {
     pub(crate) sid: Option<&'a str>,
@@ -99,13 +113,24 @@ pub(crate) struct Sid<'a> {
     pub(crate) sid: &'a str,
 }
 
-/// One line: `12:04:31.207 CA9f3c 3 agent    Ultravox call 7c21 ready after 412 ms`.
 pub(crate) fn write_log(
     level: Level,
     about: &About,
     what: fmt::Arguments,
     facts: &[(&str, &dyn Display)],
 ) {
+    if let Some(line) = line(level, about, what, facts) {
+        writer::put(line);
+    }
+}
+
+/// `12:04:31.207 CA9f3c 3 agent    Ultravox call 7c21 ready after 412 ms`, if it is wanted.
+fn line(
+    level: Level,
+    about: &About,
+    what: fmt::Arguments,
+    facts: &[(&str, &dyn Display)],
+) -> Option<String> {
     match level {
         Level::Error => LOG_LINES.of(&["error"]).add(),
         Level::Warn => LOG_LINES.of(&["warn"]).add(),
@@ -113,12 +138,12 @@ pub(crate) fn write_log(
     }
     let (most, format) = LOG.get().copied().unwrap_or((Level::Info, LogFormat::Text));
     if level > most {
-        return;
+        return None;
     }
     let now = jiff::Zoned::now();
     let (number, word) = (about.step as u8, format!("{:?}", about.step).to_lowercase());
     let what = presentable(&what.to_string());
-    let line = match format {
+    Some(match format {
         LogFormat::Text => {
             let label = match level {
                 Level::Error => "error: ",
@@ -147,8 +172,7 @@ pub(crate) fn write_log(
             }
             format!("{line}\n")
         }
-    };
-    complain_raw(&line);
+    })
 }
 
 /// What others have sent may be quoted in a line. It must not begin a line of its own, steer the
@@ -181,12 +205,12 @@ pub(crate) fn say(text: &str) {
     }
 }
 
+/// Behind what has been logged, and for a server its last word.
 pub(crate) fn complain(text: &str) {
     complain_raw(&format!("{}\n", text.trim_end()));
+    flush();
 }
 
 pub(crate) fn complain_raw(text: &str) {
-    if io::stderr().write_all(text.as_bytes()).is_err() {
-        // A log that cannot be written must not end a call.
-    }
+    writer::put(text.to_owned());
 }

@@ -122,6 +122,12 @@ pub(super) static LOG_LINES: Family<Counter> = Family::counters(
     &[("level", &["error", "warn"])],
 );
 
+pub(super) static LOG_LINES_DROPPED: Family<Counter> = Family::counters(
+    "callbridge_log_lines_dropped_total",
+    "Lines of the log that nobody read in time, or that could not be written.",
+    &[],
+);
+
 pub(crate) static BUILD_INFO: Family<Gauge> = Family::gauges(
     "callbridge_build_info",
     "The version that runs.",
@@ -177,7 +183,7 @@ const REASONS: [&str; 22] = [
 pub(crate) const N8N_OUTCOMES: [&str; 5] = ["answered", "nonsense", "refused", "late", "failed"];
 
 /// In the order in which they are shown.
-static ALL: [&dyn Exposition; 22] = [
+static ALL: [&dyn Exposition; 23] = [
     &CALLS,
     &CALLS_IN_PROGRESS,
     &CALLS_MAX,
@@ -198,6 +204,7 @@ static ALL: [&dyn Exposition; 22] = [
     &OUTBOX_OLDEST,
     &OUTBOX_GIVEN_UP,
     &LOG_LINES,
+    &LOG_LINES_DROPPED,
     &BUILD_INFO,
     &START_TIME,
 ];
