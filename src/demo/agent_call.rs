@@ -250,6 +250,11 @@ impl AgentCall {
         })
     }
 
+    /// Ultravox's id of the call.
+    pub fn id(&self) -> &str {
+        &self.line.call_id
+    }
+
     /// Whether its joinUrl leads here. The bridge may add parameters; ours must still be there.
     pub(super) fn is_meant_by(&self, uri: &Uri) -> bool {
         let query = uri.query().unwrap_or_default();
