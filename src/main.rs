@@ -61,11 +61,12 @@
 //! ```text
 //! main.rs       the call: serve, route, Bridge, Call, steps 1 to 9
 //! around/       mend, shutdown, ready
-//! owner/        access, calls, lines, metrics, outgoing, page, phone
+//! owner/        access, calls, health, history, lines, metrics, orders, outgoing,
+//!               page, phone
 //! check/  demo/  workflow.rs  diagram.rs  outbox.rs   the other commands
 //! ------------------- below this line nobody names `Bridge` or `Call`
-//! parties/      twilio, ultravox, n8n
-//! records/      delivery, ended_by, event, journal, outbox, past, tap, transcript, writer
+//! parties/      twilio, ultravox, n8n, standing
+//! records/      delivery, ended_by, event, journal, outbox, past, tally, tap, transcript, writer
 //! setup/        settings, values, agent, agent_files, start_lines, stop
 //! door/         head, health, inner, lobby, reply, request
 //! toolbox/      socket, dial, sound, http, log, metrics, failure, text, random, threads, time
@@ -123,14 +124,11 @@ use crate::around::shutdown::{Phase, await_end};
 use crate::door::health::Identity;
 use crate::door::reply::{Reply, header, read_body};
 use crate::door::{Hall, Visitor};
-use crate::owner::access::{from_owner, order_from_owner};
-use crate::owner::calls::{call_list, call_story};
+use crate::owner::history::History;
 use crate::owner::lines::{Admission, Calls, LineInUse};
-use crate::owner::metrics::metrics;
-use crate::owner::outgoing::{Ringing, outgoing_call};
-use crate::owner::page::page;
-use crate::owner::phone::{browser_call, browser_stream, browser_stream_ended};
+use crate::owner::outgoing::Ringing;
 use crate::parties::n8n::{N8n, Question};
+use crate::parties::standing::twilio_has_called;
 use crate::parties::twilio::keys::Keys;
 use crate::parties::twilio::messages::FromTwilio;
 use crate::parties::twilio::stream::{self, CallerLeg};
@@ -154,7 +152,7 @@ use crate::setup::stop::{Stop, needs_attention};
 use crate::setup::values::NGROK;
 use crate::toolbox::failure::{Failure, Party};
 use crate::toolbox::http::{Http, tls_config, trusted_roots};
-use crate::toolbox::log::{Sid, complain, log, log_as, log_aside, say};
+use crate::toolbox::log::{Sid, Step, complain, log, log_as, log_aside, say};
 use crate::toolbox::metrics::{
     ANSWER_TIME, BROKEN_LINES, CALLS, DEAD_AIR, Relayed, TOOL_TIME, TOOLS, refused,
 };
@@ -273,6 +271,7 @@ struct Bridge {
     ultravox: Ultravox,
     n8n: N8n,
     calls: Calls,
+    history: History,
     journals: Journals,
     outbox: Outbox,
     ringing: Ringing,
@@ -299,6 +298,7 @@ impl Bridge {
             ultravox: Ultravox::new(http.clone(), Arc::clone(&tls), Arc::clone(&config)),
             n8n: N8n::new(http.clone(), Arc::clone(&config)),
             calls: Calls::default(),
+            history: History::default(),
             journals: Journals::new(&config.data_dir),
             outbox: Outbox::new(&config),
             ringing: Ringing::default(),
@@ -349,24 +349,13 @@ fn route(bridge: &'static Bridge, request: &mut tiny_http::Request) -> Reply {
         (Method::Post, "/incoming-call") => from_twilio(bridge, request, incoming_call),
         (Method::Post, "/stream-ended") => from_twilio(bridge, request, stream_ended),
         (Method::Post, "/call-status") => from_twilio(bridge, request, call_status),
-        (Method::Post, "/outgoing-call") => order_from_owner(bridge, request, outgoing_call),
-        (Method::Post, "/browser-call") => order_from_owner(bridge, request, browser_call),
-        (Method::Post, _) if browser_stream(path).is_some() => {
-            order_from_owner(bridge, request, browser_stream_ended)
-        }
-        (Method::Get | Method::Head, "/") => from_owner(bridge, request, page),
-        (Method::Get | Method::Head, "/calls") => from_owner(bridge, request, call_list),
-        (Method::Get | Method::Head, _) if path.starts_with("/calls/") => {
-            from_owner(bridge, request, call_story)
-        }
-        (Method::Get | Method::Head, "/metrics") => from_owner(bridge, request, metrics),
         (Method::Get | Method::Head, "/ready") => ready(bridge),
         (_, "/incoming-call" | "/stream-ended" | "/call-status") => {
             log!(Warn, "{} {path}: Twilio's webhook must be set to HTTP POST", request.method());
             refused("method");
             Reply::text(405, "use POST (in Twilio's console: \"HTTP POST\" beside the webhook)")
         }
-        _ => Reply::text(404, "there is nothing here"),
+        _ => owner::answer(bridge, request, path),
     }
 }
 
@@ -398,9 +387,11 @@ fn from_twilio(
             let shared_key = header(request, SHARED_KEY);
             log!(Warn, "{url}: {}", why_invalid(signature, shared_key));
             refused("signature");
+            twilio_has_called(signature, false);
             return Reply::text(403, "the signature is missing or wrong");
         }
     }
+    twilio_has_called("", true);
     // What we have put into the address ourselves comes behind what Twilio says.
     let query = request.url().split_once('?').map(|(_, query)| query).unwrap_or_default();
     form.0.extend(Form::parse(query.as_bytes()).0);
@@ -612,6 +603,7 @@ fn greeting(call: &Call) -> String {
         }
         Err(failure) => {
             log!(call, Warn, Greeting, "{failure}; the default greeting is used");
+            call.journal.note_failure(Step::Greeting, &failure, "");
             ("default", failure.to_string(), call.default_greeting())
         }
     };
@@ -684,6 +676,7 @@ fn connect_to_agent(call: &Arc<Call>, line: LineInUse, opening: &Opening) -> Ans
         }
         Err(failure) => {
             log!(call, Error, Agent, "{failure}");
+            call.journal.note_failure(Step::Agent, failure, "");
             call.hang_up(EndedBy::NoAgent);
             cannot_serve(call.bridge, &call.bridge.agent.phrases.apology)
         }
@@ -1005,6 +998,8 @@ fn media_stream(bridge: &'static Bridge, visitor: &Visitor, head: Vec<u8>) {
         StreamEnd::Broken(why) => {
             BROKEN_LINES.of(&["caller"]).add();
             log!(call, Warn, Stream, "the stream ended without a stop ({why}); another may come");
+            let broke = format_args!("the stream ended without a stop ({why})");
+            call.journal.note_failure(Step::Stream, broke, "");
             caller.say_goodbye(CloseCode::Protocol, &why);
             caller.cut();
             if !await_caller(&call, NEXT_STREAM_WITHIN) {
@@ -1197,6 +1192,7 @@ fn relay_agent_to_caller(call: &Arc<Call>, agent: &Arc<AgentLeg>) -> EndedBy {
                     return act.reason();
                 }
                 log!(call, Error, Talk, "Ultravox: {end}");
+                call.journal.note_failure(Step::Talk, format_args!("Ultravox: {end}"), "");
                 BROKEN_LINES.of(&["agent"]).add();
                 return EndedBy::AgentLost;
             }
@@ -1240,6 +1236,9 @@ impl Voice {
         let mulaw = self.pcm.encode(pcm);
         let is_first_of_call = !call.tap.has_shown(Exhibit::AgentFrame);
         let arrives = caller.play(&mulaw);
+        if let Some(after) = caller.answered_after(&mulaw) {
+            call.journal.note(&Event::Turn { ms: millis(after) });
+        }
         if !self.spoke && !mulaw.is_empty() {
             self.spoke = true;
             if is_first_of_call {
@@ -1480,6 +1479,7 @@ fn n8n_tool(
         }
         Err(failure) => {
             log!(call, Warn, Act, "{}: {failure}", invocation.tool);
+            call.journal.note_failure(Step::Act, &failure, &invocation.id);
             if failure.certainly_not_done {
                 return (ToolResult::Say(NOT_DONE.into()), "failed");
             }

@@ -34,16 +34,6 @@ pub(crate) enum Phase {
     Ending,
 }
 
-impl Bridge {
-    pub(crate) fn takes_calls(&self) -> bool {
-        *lock(&self.phase) == Phase::Serving
-    }
-
-    pub(crate) fn is_ending(&self) -> bool {
-        *lock(&self.phase) == Phase::Ending
-    }
-}
-
 /// Waits for SIGTERM or SIGINT, then for the calls to end by themselves. A second signal ends at
 /// once, but for the last lines of the journals.
 pub(crate) fn await_end(bridge: &'static Bridge, mut signals: Signals) -> io::Result<()> {
@@ -90,6 +80,16 @@ pub(crate) fn await_end(bridge: &'static Bridge, mut signals: Signals) -> io::Re
     bridge.journals.flush(FLUSH_WITHIN);
     flush();
     Ok(())
+}
+
+impl Bridge {
+    pub(crate) fn takes_calls(&self) -> bool {
+        *lock(&self.phase) == Phase::Serving
+    }
+
+    pub(crate) fn is_ending(&self) -> bool {
+        *lock(&self.phase) == Phase::Ending
+    }
 }
 
 fn drain_calls(bridge: &'static Bridge) {

@@ -97,22 +97,10 @@ impl AgentCall {
         self.line.state.look(|ear| ear.joined_at).unwrap_or_else(Instant::now)
     }
 
-    /// Waits until the bridge has opened the joinUrl.
-    #[track_caller]
-    pub fn wait_joined(&self) -> Result<(), Trouble> {
-        self.wait("a join", |_| true, |line| lock(&line.mouth).is_some().then_some(()))
-    }
-
     /// Sends one data message, after the join.
     #[track_caller]
     pub fn send(&self, message: &Value) -> Result<(), Trouble> {
         self.send_message(Message::text(message.to_string()))
-    }
-
-    /// Sends audio as one message, of any length, be it odd.
-    #[track_caller]
-    pub fn send_audio(&self, pcm: &[u8]) -> Result<(), Trouble> {
-        self.send_message(Message::binary(pcm.to_vec()))
     }
 
     /// A whole turn of the agent: `state` speaking, transcript deltas, audio
@@ -142,6 +130,12 @@ impl AgentCall {
             rest = tail;
         }
         Ok(ordinal)
+    }
+
+    /// Sends audio as one message, of any length, be it odd.
+    #[track_caller]
+    pub fn send_audio(&self, pcm: &[u8]) -> Result<(), Trouble> {
+        self.send_message(Message::binary(pcm.to_vec()))
     }
 
     /// The second half: the final text, which an interruption makes shorter.
@@ -229,13 +223,6 @@ impl AgentCall {
         self.send_message(normal_close())
     }
 
-    fn greet(&self) {
-        // If these do not arrive the line is gone, and its end is recorded.
-        moot(self.send(&json!({"type": "call_started", "callId": self.line.call_id})));
-        moot(self.send(&json!({"type": "state", "state": "idle"})));
-        moot(self.send(&json!({"type": "state", "state": "listening"})));
-    }
-
     /// What Ultravox answers to the request that has created it.
     pub(super) fn description(&self) -> Value {
         json!({
@@ -248,6 +235,11 @@ impl AgentCall {
             "metadata": self.line.body["metadata"],
             "aFieldOfTheFuture": [1, 2, 3],
         })
+    }
+
+    /// Ultravox's id of the call.
+    pub fn id(&self) -> &str {
+        &self.line.call_id
     }
 
     /// Whether its joinUrl leads here. The bridge may add parameters; ours must still be there.
@@ -281,6 +273,19 @@ impl AgentCall {
             ear.ended_at = Some(Instant::now());
             ear.ended = Some(ending);
         });
+    }
+
+    fn greet(&self) {
+        // If these do not arrive the line is gone, and its end is recorded.
+        moot(self.send(&json!({"type": "call_started", "callId": self.line.call_id})));
+        moot(self.send(&json!({"type": "state", "state": "idle"})));
+        moot(self.send(&json!({"type": "state", "state": "listening"})));
+    }
+
+    /// Waits until the bridge has opened the joinUrl.
+    #[track_caller]
+    pub fn wait_joined(&self) -> Result<(), Trouble> {
+        self.wait("a join", |_| true, |line| lock(&line.mouth).is_some().then_some(()))
     }
 
     fn next_ordinal(&self) -> u64 {

@@ -197,16 +197,16 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// to go: a socket at its end, a process that has died, a thread that is done.
 pub(super) fn moot<T, E>(_: Result<T, E>) {}
 
+pub(super) fn random_uuid() -> String {
+    let hex = random_hex(16);
+    let cut = |from: usize, to: usize| hex.get(from..to).unwrap_or_default();
+    format!("{}-{}-4{}-a{}-{}", cut(0, 8), cut(8, 12), cut(13, 16), cut(17, 20), cut(20, 32))
+}
+
 pub(super) fn random_hex(bytes: usize) -> String {
     let mut random = vec![0; bytes];
     // The system's random numbers fail only where nothing works. Names that
     // collide would show at once.
     moot(ring::rand::SystemRandom::new().fill(&mut random));
     HEXLOWER.encode(&random)
-}
-
-pub(super) fn random_uuid() -> String {
-    let hex = random_hex(16);
-    let cut = |from: usize, to: usize| hex.get(from..to).unwrap_or_default();
-    format!("{}-{}-4{}-a{}-{}", cut(0, 8), cut(8, 12), cut(13, 16), cut(17, 20), cut(20, 32))
 }

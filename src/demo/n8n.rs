@@ -113,18 +113,6 @@ impl N8n {
         format!("http://{}/webhook/call", self.address)
     }
 
-    /// Everything posted so far, in order.
-    pub fn requests(&self) -> Vec<N8nRequest> {
-        self.shared.look(|workflow| workflow.requests.clone())
-    }
-
-    /// Everything posted to one route so far.
-    pub fn requests_of(&self, route: &str) -> Vec<N8nRequest> {
-        let mut requests = self.requests();
-        requests.retain(|request| request.route == route);
-        requests
-    }
-
     /// Waits until that route has been posted to so often, and gives those
     /// requests.
     #[track_caller]
@@ -146,6 +134,18 @@ impl N8n {
         Err(self.log.trouble(format!(
             "n8n got {found} of {count} posts to route {route} within {within:?}"
         )))
+    }
+
+    /// Everything posted to one route so far.
+    pub fn requests_of(&self, route: &str) -> Vec<N8nRequest> {
+        let mut requests = self.requests();
+        requests.retain(|request| request.route == route);
+        requests
+    }
+
+    /// Everything posted so far, in order.
+    pub fn requests(&self) -> Vec<N8nRequest> {
+        self.shared.look(|workflow| workflow.requests.clone())
     }
 }
 

@@ -6,16 +6,6 @@
 
 use serde_json::Value;
 
-/// The names by which the model knows the tools of a `selectedTools` list.
-pub fn tool_names(selected: &Value) -> Vec<String> {
-    let tools = selected.as_array().map(Vec::as_slice).unwrap_or_default();
-    let names = tools.iter().map(|tool| {
-        let name = ["nameOverride", "toolName"].iter().find_map(|key| tool[*key].as_str());
-        name.or_else(|| tool["temporaryTool"]["modelToolName"].as_str()).unwrap_or("?").to_owned()
-    });
-    names.collect()
-}
-
 /// What Ultravox would refuse about a request for a call, as far as its
 /// published schema tells. Unknown fields are refused here even so: they are
 /// misspelt ones.
@@ -72,6 +62,16 @@ pub(super) fn objection(body: &Value) -> Option<String> {
         return Some("medium.serverWebSocket.inputSampleRate is missing".to_owned());
     }
     tools_objection(&body["selectedTools"])
+}
+
+/// The names by which the model knows the tools of a `selectedTools` list.
+pub fn tool_names(selected: &Value) -> Vec<String> {
+    let tools = selected.as_array().map(Vec::as_slice).unwrap_or_default();
+    let names = tools.iter().map(|tool| {
+        let name = ["nameOverride", "toolName"].iter().find_map(|key| tool[*key].as_str());
+        name.or_else(|| tool["temporaryTool"]["modelToolName"].as_str()).unwrap_or("?").to_owned()
+    });
+    names.collect()
 }
 
 /// What Ultravox would refuse about a `selectedTools` list.

@@ -217,18 +217,6 @@ impl Phone {
         self.line.ear.look(|ear| ear.heard.clone())
     }
 
-    /// All audio heard so far.
-    pub fn heard_audio(&self) -> Vec<u8> {
-        let audio = |ear: &PhoneEar| {
-            let pieces = ear.heard.iter().filter_map(|one| match &one.what {
-                Heard::Audio(mulaw) => Some(mulaw.as_slice()),
-                _ => None,
-            });
-            pieces.collect::<Vec<_>>().concat()
-        };
-        self.line.ear.look(audio)
-    }
-
     /// When the agent's voice first arrived.
     pub fn first_audio_at(&self) -> Option<Instant> {
         self.line.ear.look(|ear| {
@@ -247,13 +235,6 @@ impl Phone {
         self.line.ear.look(|ear| ear.echoes.clone())
     }
 
-    /// Waits until so many bytes of audio have been heard in all.
-    #[track_caller]
-    pub fn wait_audio(&self, bytes: usize) -> Result<(), Trouble> {
-        let what = format!("{bytes} bytes of audio in all");
-        self.wait(&what, PATIENCE, |ear| (ear.audio_bytes >= bytes).then_some(()))
-    }
-
     /// Waits until the audio heard since the beginning is exactly this.
     #[track_caller]
     pub fn expect_audio(&self, mulaw: &[u8]) -> Result<(), Trouble> {
@@ -264,6 +245,25 @@ impl Phone {
                 Err(self.line.log.trouble(format!("the phone heard something else: {what}")))
             }
         }
+    }
+
+    /// Waits until so many bytes of audio have been heard in all.
+    #[track_caller]
+    pub fn wait_audio(&self, bytes: usize) -> Result<(), Trouble> {
+        let what = format!("{bytes} bytes of audio in all");
+        self.wait(&what, PATIENCE, |ear| (ear.audio_bytes >= bytes).then_some(()))
+    }
+
+    /// All audio heard so far.
+    pub fn heard_audio(&self) -> Vec<u8> {
+        let audio = |ear: &PhoneEar| {
+            let pieces = ear.heard.iter().filter_map(|one| match &one.what {
+                Heard::Audio(mulaw) => Some(mulaw.as_slice()),
+                _ => None,
+            });
+            pieces.collect::<Vec<_>>().concat()
+        };
+        self.line.ear.look(audio)
     }
 
     /// Waits for a `clear`, old or new, and says when the last one came.

@@ -76,6 +76,8 @@ pub(super) struct Calls {
     slow: Duration,
     violations: Vec<String>,
     account_asked: usize,
+    /// Ids that were to be deleted, whatever the answer.
+    deleted: Vec<String>,
     /// Answers to GET by path, in the place of the standing ones.
     told: HashMap<String, Reply>,
 }
@@ -140,6 +142,9 @@ impl UltravoxState {
         if request.method == "GET" {
             return self.look_up(&request);
         }
+        if request.method == "DELETE" {
+            return self.delete(&request);
+        }
         if request.method != "POST" || request.path() != "/api/calls" {
             return Reply::json(404, &json!({"detail": "Not found."}));
         }
@@ -163,6 +168,25 @@ impl UltravoxState {
         let reply = call.description();
         self.board.change(|calls| calls.created.push(call));
         Reply::json(201, &reply).after(slow)
+    }
+
+    /// Gone is gone: a second time it is not found.
+    fn delete(&self, request: &HttpRequest) -> Reply {
+        if request.header("x-api-key") != Some(API_KEY) {
+            return Reply::json(403, &json!({"detail": "Invalid API key"}));
+        }
+        let id = request.path().trim_start_matches("/api/calls/").to_owned();
+        let is_known = self.board.change(|calls| {
+            let is_known = calls.created.iter().any(|call| call.id() == id);
+            let is_gone = calls.deleted.contains(&id);
+            calls.deleted.push(id);
+            is_known && !is_gone
+        });
+        if is_known {
+            Reply::text(204, None, "")
+        } else {
+            Reply::json(404, &json!({"detail": "Not found."}))
+        }
     }
 
     /// What may be asked for without a call. Lists come in pages of two.

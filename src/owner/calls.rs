@@ -2,22 +2,25 @@
 //!
 //! `GET /calls` is a page of it, the calls in progress first; `GET /calls/{sid}` is a call's
 //! journal from some byte on, so that whoever looks on gets each event once. The past comes from
-//! the journals, and only those are read that are asked for; from memory comes only what a journal
-//! does not have yet. Nothing here changes a call.
+//! the journals; from memory comes only what a journal does not have yet. A filter looks at what is
+//! known of each call in sum; a search for words reads the journals, so many at a time, and says
+//! where to go on. Nothing here changes a call.
 
-use std::path::Path;
-use std::sync::Arc;
+use std::fs;
 
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use crate::door::reply::{Reply, path_of};
+use crate::owner::health::health;
+use crate::owner::history::{Known, Past};
 use crate::parties::twilio::{Form, is_sid};
 use crate::records::ended_by::EndedBy;
 use crate::records::event::Direction;
-use crate::records::journal::{journals, sid_of};
+use crate::records::journal::sid_of;
 use crate::records::past::{JournalSlice, PastCall};
+use crate::records::tally::Failed;
 use crate::records::transcript::Utterance;
 use crate::setup::agent::{Agent, ToolAction};
 use crate::toolbox::threads::lock;
@@ -27,6 +30,8 @@ use crate::{Bridge, Call};
 /// Past calls on one page of `/calls`, and how many it has unless told.
 const CALLS_A_PAGE_MAX: usize = 200;
 const CALLS_A_PAGE: usize = 50;
+/// Of journals that are read for one answer to a search.
+const SEARCH_BYTES_MAX: u64 = 32 * 1_024 * 1_024;
 
 /// A call in a word or two: in the list, and above its story.
 #[derive(Serialize)]
@@ -44,13 +49,29 @@ struct Summary {
     speaking: Option<&'static str>,
     /// Utterances.
     lines: usize,
-    /// None: there is no n8n to deliver to.
+    /// None: there is no n8n to deliver to, or nothing to deliver.
     delivered: Option<bool>,
     transferred: bool,
+    /// Something went wrong: how it ended, or one of these.
+    failed: bool,
+    failures: Vec<Failed>,
+    /// The median of the agent's answers.
+    turn_ms: Option<u64>,
 }
 
-/// `GET /calls?before=<cursor>&limit=<number>`: the calls in progress, and the past ones, newest
-/// first. A cursor is a journal's name without its ending.
+/// What a call must be like to be in the list.
+#[derive(Default)]
+struct Filter {
+    /// `failed`, `undelivered`, or how it ended.
+    outcome: String,
+    /// A part of the number.
+    number: String,
+    /// Words that were said.
+    words: String,
+}
+
+/// `GET /calls?before=<cursor>&limit=<number>&outcome=…&number=…&words=…`: the calls in progress,
+/// and the past ones, newest first. A cursor is a journal's name without its ending.
 pub(crate) fn call_list(bridge: &'static Bridge, request: &tiny_http::Request) -> Reply {
     let query = query_of(request);
     let before = query.get("before");
@@ -68,7 +89,9 @@ pub(crate) fn call_list(bridge: &'static Bridge, request: &tiny_http::Request) -
     }
     let mut live = bridge.calls.all();
     live.sort_by_key(|call| std::cmp::Reverse(call.began));
-    let (past, next) = past_calls(bridge, &live, before, limit);
+    let is_live = |sid: &str| live.iter().any(|call| call.sid == sid);
+    let known = bridge.history.look(&bridge.journals, &bridge.config.data_dir, is_live);
+    let (past, next) = Filter::of(&query).page(bridge, &known, before, limit);
     let mut answer = json!({
         "now": by_the_calendar(Timestamp::now()),
         "started": by_the_calendar(bridge.began),
@@ -76,13 +99,14 @@ pub(crate) fn call_list(bridge: &'static Bridge, request: &tiny_http::Request) -
         "publicUrl": bridge.config.public_url,
         "maxCalls": bridge.config.max_calls,
         "draining": !bridge.takes_calls(),
-        "outbox": {"waiting": bridge.outbox.waiting()},
+        "outbox": {"waiting": bridge.outbox.waiting(), "givenUp": bridge.outbox.given_up()},
         "agent": agent_in_short(&bridge.agent),
         "past": past,
         "next": next,
     });
     if before.is_empty() {
         answer["live"] = live.iter().map(|call| json!(Summary::of_live(call))).collect();
+        answer["health"] = health(&bridge.config, &known.calls, known.is_complete);
     }
     Reply::json(200, &answer)
 }
@@ -92,25 +116,71 @@ fn query_of(request: &tiny_http::Request) -> Form {
     Form::parse(query.as_bytes())
 }
 
-/// Only the journals of this page are read, however many there are.
-fn past_calls(
-    bridge: &Bridge,
-    live: &[Arc<Call>],
-    before: &str,
-    limit: usize,
-) -> (Vec<Summary>, Option<String>) {
-    bridge.journals.settle();
-    let mut paths = journals(&bridge.config.data_dir);
-    let stem = |path: &Path| path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
-    paths.retain(|path| {
-        let is_live = live.iter().any(|call| call.sid == sid_of(path));
-        let is_older = before.is_empty() || stem(path).is_some_and(|stem| stem.as_str() < before);
-        is_older && !is_live
-    });
-    let first = paths.len().saturating_sub(limit);
-    let past = paths[first..].iter().rev().map(|path| Summary::of_past(bridge, path)).collect();
-    let next = paths.get(first).filter(|_| first > 0).and_then(|path| stem(path));
-    (past, next)
+impl Filter {
+    fn of(query: &Form) -> Filter {
+        Filter {
+            outcome: query.get("outcome").to_owned(),
+            number: plain(query.get("number")),
+            words: query.get("words").trim().to_lowercase(),
+        }
+    }
+
+    /// So many calls that fit, and where to go on. A search may find none for a while, and then
+    /// still has a place to go on from.
+    fn page(
+        &self,
+        bridge: &Bridge,
+        known: &Past,
+        before: &str,
+        limit: usize,
+    ) -> (Vec<Summary>, Option<String>) {
+        let (mut page, mut bytes) = (Vec::new(), 0);
+        let mut last = None;
+        for call in &known.calls {
+            if !before.is_empty() && call.cursor() >= before {
+                continue;
+            }
+            if page.len() == limit || bytes > SEARCH_BYTES_MAX {
+                return (page, last.map(str::to_owned));
+            }
+            last = Some(call.cursor());
+            if self.fits(call) && self.was_said(call, &mut bytes) {
+                page.push(Summary::of_past(bridge, call));
+            }
+        }
+        let next = if known.is_complete { None } else { last.map(str::to_owned) };
+        (page, next)
+    }
+
+    fn fits(&self, call: &Known) -> bool {
+        let past = &call.past;
+        let has_outcome = match self.outcome.as_str() {
+            "" => true,
+            "failed" => call.is_failure(),
+            "undelivered" => call.undelivered().is_some(),
+            outcome => past.ended_by.is_some_and(|how| how.to_string() == outcome),
+        };
+        let who = match (past.direction, past.number.as_str()) {
+            (Direction::Browser, _) => "test call",
+            (_, "") => "number withheld",
+            (_, number) => number,
+        };
+        has_outcome && (self.number.is_empty() || plain(who).contains(&self.number))
+    }
+
+    fn was_said(&self, call: &Known, bytes: &mut u64) -> bool {
+        if self.words.is_empty() {
+            return true;
+        }
+        *bytes += fs::metadata(&call.path).map_or(0, |file| file.len());
+        PastCall::read(&call.path)
+            .is_ok_and(|past| past.transcript.text().to_lowercase().contains(&self.words))
+    }
+}
+
+/// As people write numbers: with blanks, hyphens and brackets, or without.
+fn plain(number: &str) -> String {
+    number.to_lowercase().chars().filter(|c| !c.is_whitespace() && !"()-".contains(*c)).collect()
 }
 
 impl Summary {
@@ -119,6 +189,8 @@ impl Summary {
             let state = lock(&call.state);
             (state.stage.clone(), state.hang_up)
         };
+        let (lines, tally) = (lock(&call.transcript).count(), call.journal.tally());
+        let has_n8n = call.bridge.config.n8n_webhook_url.is_some();
         Summary {
             sid: call.sid.clone(),
             number: call.number.clone(),
@@ -130,32 +202,38 @@ impl Summary {
             ended_by: how,
             live: true,
             speaking: call.caller().and_then(|caller| caller.speaking()),
-            lines: lock(&call.transcript).count(),
-            delivered: call.bridge.config.n8n_webhook_url.as_ref().map(|_| false),
+            lines,
+            delivered: (has_n8n && lines > 0).then_some(false),
             transferred: how == Some(EndedBy::Transferred),
+            failed: !tally.failed().is_empty() || how.is_some_and(EndedBy::is_failure),
+            failures: tally.failed().to_vec(),
+            turn_ms: tally.median_turn_ms(),
         }
     }
 
-    /// Also of a journal that cannot be read: its name tells that there was a call.
-    fn of_past(bridge: &Bridge, path: &Path) -> Summary {
-        let past = PastCall::read(path).unwrap_or_default();
-        let first = &bridge.agent.first_stage;
+    fn of_past(bridge: &Bridge, call: &Known) -> Summary {
+        let past = &call.past;
+        let stage = if past.stage.is_empty() { &bridge.agent.first_stage } else { &past.stage };
+        let has_n8n = bridge.config.n8n_webhook_url.is_some();
+        let undelivered = call.undelivered().filter(|_| has_n8n);
+        let filing = undelivered.map(|why| Failed { step: 9, tool: None, why: why.to_owned() });
         Summary {
-            sid: sid_of(path).to_owned(),
-            number: past.number,
+            sid: sid_of(&call.path).to_owned(),
+            number: past.number.clone(),
             direction: past.direction,
             began: past.began.map(by_the_calendar),
             ended: past.ended.map(by_the_calendar),
-            seconds: past.began.zip(past.ended).map_or(0.0, |(began, ended)| {
-                in_seconds(ended.duration_since(began).try_into().unwrap_or_default())
-            }),
-            stage: if past.stage.is_empty() { first.clone() } else { past.stage },
+            seconds: call.seconds(),
+            stage: stage.clone(),
             ended_by: past.ended_by,
             live: false,
             speaking: None,
-            lines: past.transcript.count(),
-            delivered: bridge.config.n8n_webhook_url.as_ref().map(|_| past.delivered),
+            lines: call.lines,
+            delivered: (has_n8n && call.lines > 0).then_some(past.delivered),
             transferred: past.transferred,
+            failed: call.is_failure(),
+            failures: past.tally.failed().iter().cloned().chain(filing).collect(),
+            turn_ms: past.tally.median_turn_ms(),
         }
     }
 }
@@ -221,7 +299,8 @@ pub(crate) fn call_story(bridge: &'static Bridge, request: &tiny_http::Request) 
             return Reply::error(500, &format!("the journal cannot be read: {error}"));
         }
     };
-    let summary = live.map_or_else(|| Summary::of_past(bridge, &path), Summary::of_live);
+    let summary =
+        live.map_or_else(|| Summary::of_past(bridge, &Known::read(path)), Summary::of_live);
     // Without a journal, memory is all there is.
     let all = trouble.is_some();
     Reply::json(

@@ -56,6 +56,26 @@ impl EndedBy {
     ];
 }
 
+impl EndedBy {
+    /// Something went wrong: the caller had no conversation, or lost it.
+    pub(crate) fn is_failure(self) -> bool {
+        match self {
+            EndedBy::NoAgent
+            | EndedBy::NeverStreamed
+            | EndedBy::CallerLost
+            | EndedBy::AgentLost
+            | EndedBy::ShuttingDown
+            | EndedBy::ProcessDied => true,
+            EndedBy::CallerLeft
+            | EndedBy::AgentHungUp
+            | EndedBy::AgentLeft
+            | EndedBy::TooLong
+            | EndedBy::Transferred
+            | EndedBy::Machine => false,
+        }
+    }
+}
+
 impl fmt::Display for EndedBy {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         fmt::Debug::fmt(self, f)

@@ -60,6 +60,8 @@ pub(crate) enum Event {
     FirstWord { ms: u64 },
     /// 6: of the same agent, ordinal and speaker the last one counts.
     Said(Utterance),
+    /// 6: from the caller's last loud frame to the agent's next sound.
+    Turn { ms: u64 },
     /// 7: a tool that takes its time.
     ToolBegins(ToolAsked),
     /// 7: `result` is what the agent was told.
@@ -74,6 +76,15 @@ pub(crate) enum Event {
     Stage {
         #[serde(default, deserialize_with = "lenient")]
         stage: String,
+    },
+    /// Any step: what did not work in it, in the words of the log. `id` is a tool's invocation.
+    Failed {
+        #[serde(default, deserialize_with = "lenient")]
+        step: u8,
+        #[serde(default, deserialize_with = "lenient")]
+        why: String,
+        #[serde(default, deserialize_with = "lenient", skip_serializing_if = "String::is_empty")]
+        id: String,
     },
     /// Whenever Twilio reports it.
     Status { status: String, answered_by: String },

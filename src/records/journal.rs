@@ -12,11 +12,12 @@
 //! dies: so a call whose journal is locked is alive, here or in another process, and one whose
 //! journal can be [claimed](Journals::claim) is not. Reading is [`past`](super::past)'s.
 
+use std::fmt::Display;
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -25,7 +26,11 @@ use serde::Serialize;
 
 use crate::records::event::Event;
 use crate::records::past::PastCall;
+use crate::records::tally::Tally;
 use crate::records::writer::{Desk, Note};
+use crate::toolbox::log::{Step, presentable};
+use crate::toolbox::text::cut;
+use crate::toolbox::threads::lock;
 use crate::toolbox::time::by_the_calendar;
 
 /// A message in a journal, and a tool's arguments and result there. What is longer is cut.
@@ -68,14 +73,24 @@ impl Journals {
         let path: Arc<Path> =
             self.data_dir.join("calls").join(format!("{start}-{sid}.jsonl")).into();
         self.desk.add_handle(&path);
-        Journal { path, desk: Arc::clone(&self.desk), is_incomplete: Arc::default() }
+        Journal {
+            path,
+            desk: Arc::clone(&self.desk),
+            is_incomplete: Arc::default(),
+            tally: Arc::default(),
+        }
     }
 
     /// Takes a journal that nobody has.
     pub(crate) fn claim(&self, path: &Path) -> Result<Journal, Unclaimed> {
         let path: Arc<Path> = path.into();
         let is_open = self.desk.add_sole_handle(&path).ok_or(Unclaimed::Held)?;
-        let journal = Journal { path, desk: Arc::clone(&self.desk), is_incomplete: Arc::default() };
+        let journal = Journal {
+            path,
+            desk: Arc::clone(&self.desk),
+            is_incomplete: Arc::default(),
+            tally: Arc::default(),
+        };
         if is_open {
             return Ok(journal);
         }
@@ -100,7 +115,9 @@ impl Journals {
             match self.claim(&path) {
                 Ok(journal) => {
                     let past = PastCall::read(&path).ok().filter(|past| past.sid == sid);
-                    return past.map(|past| (journal, past)).ok_or(Unclaimed::NoJournal);
+                    let past = past.ok_or(Unclaimed::NoJournal)?;
+                    *lock(&journal.tally) = past.tally.clone();
+                    return Ok((journal, past));
                 }
                 Err(Unclaimed::Held) if Instant::now() < deadline => {
                     // The lock of another process announces nothing.
@@ -140,6 +157,7 @@ pub(crate) struct Journal {
     path: Arc<Path>,
     desk: Arc<Desk>,
     is_incomplete: Arc<AtomicBool>,
+    tally: Arc<Mutex<Tally>>,
 }
 
 impl Journal {
@@ -151,9 +169,21 @@ impl Journal {
     pub(crate) fn note(&self, event: &Event) {
         // A short list, so that a new event is thought about when it is made.
         let sync = matches!(event, Event::End { .. } | Event::Transfer | Event::Delivered);
+        lock(&self.tally).apply(event);
         let Some(line) = line(event) else { return };
         let (path, is_incomplete) = (Arc::clone(&self.path), Arc::clone(&self.is_incomplete));
         self.desk.note(Note { path, line, sync, is_incomplete });
+    }
+
+    /// What did not work, for the page. The log has the same words.
+    pub(crate) fn note_failure(&self, step: Step, why: impl Display, id: &str) {
+        let why = cut(&presentable(&why.to_string()), WIRE_CHARS_MAX);
+        self.note(&Event::Failed { step: step as u8, why, id: id.to_owned() });
+    }
+
+    /// Of the whole call so far.
+    pub(crate) fn tally(&self) -> Tally {
+        lock(&self.tally).clone()
     }
 
     pub(super) fn settle(&self) {
@@ -180,6 +210,7 @@ impl Clone for Journal {
             path: Arc::clone(&self.path),
             desk: Arc::clone(&self.desk),
             is_incomplete: Arc::clone(&self.is_incomplete),
+            tally: Arc::clone(&self.tally),
         }
     }
 }

@@ -5,7 +5,7 @@
 //! * [`journal`]: a call's file on disk, one event a line; [`writer`] is the thread that writes.
 //! * [`past`]: journals read back, by the process that comes after, and by the live page.
 //! * [`delivery`] and [`outbox`]: what n8n is still to get, and when it is offered the next time.
-//! * [`tap`]: what goes over the wire, for the live page.
+//! * [`tap`]: what goes over the wire, and [`tally`], what went wrong: for the live page.
 //!
 //! Nothing here knows a call in progress, a socket, or n8n: calls hand their events down, and the
 //! outbox is told how to deliver by whoever starts it. Nothing here ends a call either. When the
@@ -17,6 +17,7 @@ pub(crate) mod event;
 pub(crate) mod journal;
 pub(crate) mod outbox;
 pub(crate) mod past;
+pub(crate) mod tally;
 pub(crate) mod tap;
 pub(crate) mod transcript;
 pub(crate) mod writer;

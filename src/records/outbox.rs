@@ -147,11 +147,16 @@ impl Outbox {
                 delivery.is_due_in(LOOK_AGAIN_AFTER);
                 Some(delivery)
             }
-            Claim::Ours => match outlive(|| file(&mut delivery)) {
-                Some(Ok(())) => None,
-                Some(Err(failure)) => delivery.try_again(&failure),
-                None => delivery.try_again(&Failure::new(Party::N8n, "the try ended by a fault")),
-            },
+            Claim::Ours => {
+                let failure = match outlive(|| file(&mut delivery)) {
+                    Some(Ok(())) => return None,
+                    Some(Err(failure)) => failure,
+                    None => Failure::new(Party::N8n, "the try ended by a fault"),
+                };
+                let again = delivery.try_again(&failure);
+                self.given_up.fetch_add(usize::from(again.is_none()), Ordering::Relaxed);
+                again
+            }
         }
     }
 
@@ -162,7 +167,7 @@ impl Outbox {
             thread::sleep(LOOK_AGAIN_AFTER);
             let held = std::mem::take(&mut lock(&self.deliveries).held);
             for path in held {
-                if matches!(self.look_at(journals, &path), Found::Held) {
+                if matches!(self.look_at(journals, &path, DELIVER_FOR), Found::Held) {
                     lock(&self.deliveries).held.push(path);
                 }
             }
@@ -180,7 +185,7 @@ impl Outbox {
         for path in self::journals(&self.data_dir) {
             let found = match delivered_at(&path) {
                 Some(at) => Found::Delivered(since(at)),
-                None => self.look_at(journals, &path),
+                None => self.look_at(journals, &path, DELIVER_FOR),
             };
             match found {
                 Found::Held => self.is_held(path),
@@ -195,14 +200,14 @@ impl Outbox {
         count
     }
 
-    fn look_at(&self, journals: &Journals, path: &Path) -> Found {
+    fn look_at(&self, journals: &Journals, path: &Path, quiet_max: Duration) -> Found {
         let past = {
             let Ok(_journal) = journals.claim(path) else { return Found::Held };
             PastCall::read(path)
         };
         match past {
             Ok(past) if past.delivered => Found::Delivered(past.quiet_for),
-            Ok(past) if past.quiet_for > DELIVER_FOR => Found::TooOld,
+            Ok(past) if past.quiet_for > quiet_max => Found::TooOld,
             Ok(past) => {
                 self.add_left_behind(Delivery::left_behind(past, path.to_owned()));
                 Found::Waits
@@ -274,6 +279,30 @@ impl Outbox {
         }
         drop(deliveries);
         self.changed.notify_all();
+    }
+
+    /// All that n8n is still to get is due now, also what it has not taken for [`DELIVER_FOR`].
+    /// Gives how much that is.
+    pub(crate) fn offer_again(&self, journals: &Journals) -> usize {
+        if self.given_up.swap(0, Ordering::Relaxed) > 0 {
+            for path in self::journals(&self.data_dir) {
+                if delivered_at(&path).is_none() {
+                    self.look_at(journals, &path, Duration::MAX);
+                }
+            }
+        }
+        let mut deliveries = lock(&self.deliveries);
+        for delivery in deliveries.waiting.iter_mut().filter(|one| !one.is_unfinished()) {
+            delivery.is_due_in(Duration::ZERO);
+        }
+        drop(deliveries);
+        self.changed.notify_all();
+        self.waiting()
+    }
+
+    /// Its journal is about to be removed.
+    pub(crate) fn drop_delivery(&self, sid: &str) {
+        lock(&self.deliveries).waiting.retain(|delivery| delivery.sid != sid);
     }
 
     /// A call that goes on after all. It files itself when it ends, and then has more to tell.

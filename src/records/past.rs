@@ -18,6 +18,7 @@ use serde_json::Value;
 
 use crate::records::ended_by::EndedBy;
 use crate::records::event::{Direction, Event};
+use crate::records::tally::Tally;
 use crate::records::transcript::Transcript;
 use crate::toolbox::time::since;
 
@@ -40,6 +41,7 @@ pub(crate) struct PastCall {
     /// The caller was put through to a person, and what came of it is not known yet.
     pub(crate) transferred: bool,
     pub(crate) transcript: Transcript,
+    pub(crate) tally: Tally,
     pub(crate) delivered: bool,
     /// Why n8n has not taken it, at the last try.
     pub(crate) trouble: String,
@@ -81,6 +83,7 @@ impl PastCall {
     }
 
     pub(crate) fn apply(&mut self, event: Event) {
+        self.tally.apply(&event);
         match event {
             Event::Ring { call_sid, number, direction } => {
                 (self.sid, self.number, self.direction) = (call_sid, number, direction);
@@ -99,8 +102,10 @@ impl PastCall {
             | Event::Answer { .. }
             | Event::Stream { .. }
             | Event::FirstWord { .. }
+            | Event::Turn { .. }
             | Event::ToolBegins { .. }
             | Event::Tool { .. }
+            | Event::Failed { .. }
             | Event::Status { .. }
             | Event::Goodbye { .. }
             | Event::Wire { .. } => {}

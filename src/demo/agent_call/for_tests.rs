@@ -18,11 +18,6 @@ use crate::demo::sound::difference;
 use crate::demo::trouble::Trouble;
 
 impl AgentCall {
-    /// Ultravox's id of the call.
-    pub fn id(&self) -> &str {
-        &self.line.call_id
-    }
-
     /// The query string of that request, such as `priorCallId=…`.
     pub fn query(&self) -> &str {
         self.line.request.target.split_once('?').map_or("", |(_, query)| query)

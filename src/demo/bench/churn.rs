@@ -40,17 +40,6 @@ pub struct Churn {
 }
 
 impl Churn {
-    /// Descriptors that belong to nobody any more.
-    pub(super) fn descriptors_left(&self) -> i64 {
-        difference(self.after.descriptors, self.before.descriptors)
-    }
-
-    pub(super) fn threads_left(&self) -> i64 {
-        difference(self.after.threads, self.before.threads)
-    }
-}
-
-impl Churn {
     pub(super) fn text(&self, page: &mut Page, figures: &Figures) {
         page.head("churn", ["at rest", "after all", "left"]);
         let counts = [
@@ -99,6 +88,15 @@ impl Churn {
             "memoryKibPerMinuteError": self.slope_error.is_finite().then_some(self.slope_error),
             "samples": self.samples,
         })
+    }
+
+    /// Descriptors that belong to nobody any more.
+    pub(super) fn descriptors_left(&self) -> i64 {
+        difference(self.after.descriptors, self.before.descriptors)
+    }
+
+    pub(super) fn threads_left(&self) -> i64 {
+        difference(self.after.threads, self.before.threads)
     }
 }
 

@@ -26,16 +26,6 @@ pub struct Report {
 }
 
 impl Report {
-    /// The bridge's CPU time for a second of a call, in milliseconds.
-    fn cpu_ms(&self) -> f64 {
-        self.bridge.cpu_ms()
-    }
-
-    fn floor_of(&self, figure: impl Fn(&Figures) -> f64) -> Option<f64> {
-        let count = self.floors.len();
-        (count > 0).then(|| self.floors.iter().map(figure).sum::<f64>() / count as f64)
-    }
-
     /// For people.
     pub fn text(&self) -> String {
         let mut page = Page::default();
@@ -209,6 +199,33 @@ impl Report {
         remarks
     }
 
+    /// For programs. Times in microseconds where nothing else is said.
+    pub fn json(&self) -> Value {
+        let figures = &self.bridge;
+        json!({
+            "calls": self.plan.calls,
+            "seconds": self.plan.seconds,
+            "tls": self.plan.tls,
+            "debugBuild": cfg!(debug_assertions),
+            "bridge": figures.json(),
+            "floorBefore": self.floors.first().map(Figures::json),
+            "floorAfter": self.floors.get(1).map(Figures::json),
+            "ratio": {
+                "cpu": self.floor_of(Figures::cpu_ms).map(|floor| self.cpu_ms() / floor),
+                "delayUp": self.delay_ratio(Way::Up),
+                "delayDown": self.delay_ratio(Way::Down),
+            },
+            "churn": self.churn.as_ref().map(Churn::json),
+            "remarks": self.remarks(),
+            "verdict": self.verdict().err(),
+        })
+    }
+
+    fn delay_ratio(&self, way: Way) -> Option<f64> {
+        let p50 = |figures: &Figures| figures.ways[way as usize].delay.p50;
+        self.floor_of(p50).map(|floor| p50(&self.bridge) / floor)
+    }
+
     /// An error if the sound did not arrive as it was sent, or something was left behind.
     pub fn verdict(&self) -> Result<(), String> {
         let mut wrong = Vec::new();
@@ -236,31 +253,14 @@ impl Report {
         if wrong.is_empty() { Ok(()) } else { Err(wrong.join("\n")) }
     }
 
-    /// For programs. Times in microseconds where nothing else is said.
-    pub fn json(&self) -> Value {
-        let figures = &self.bridge;
-        json!({
-            "calls": self.plan.calls,
-            "seconds": self.plan.seconds,
-            "tls": self.plan.tls,
-            "debugBuild": cfg!(debug_assertions),
-            "bridge": figures.json(),
-            "floorBefore": self.floors.first().map(Figures::json),
-            "floorAfter": self.floors.get(1).map(Figures::json),
-            "ratio": {
-                "cpu": self.floor_of(Figures::cpu_ms).map(|floor| self.cpu_ms() / floor),
-                "delayUp": self.delay_ratio(Way::Up),
-                "delayDown": self.delay_ratio(Way::Down),
-            },
-            "churn": self.churn.as_ref().map(Churn::json),
-            "remarks": self.remarks(),
-            "verdict": self.verdict().err(),
-        })
+    /// The bridge's CPU time for a second of a call, in milliseconds.
+    fn cpu_ms(&self) -> f64 {
+        self.bridge.cpu_ms()
     }
 
-    fn delay_ratio(&self, way: Way) -> Option<f64> {
-        let p50 = |figures: &Figures| figures.ways[way as usize].delay.p50;
-        self.floor_of(p50).map(|floor| p50(&self.bridge) / floor)
+    fn floor_of(&self, figure: impl Fn(&Figures) -> f64) -> Option<f64> {
+        let count = self.floors.len();
+        (count > 0).then(|| self.floors.iter().map(figure).sum::<f64>() / count as f64)
     }
 }
 

@@ -139,18 +139,6 @@ impl Stage {
         self.child.trouble(&format!("the process that is measured has ended ({error})"))
     }
 
-    pub(super) fn dial(&self, number: u32) -> Result<Arc<Call>, String> {
-        let dialled = if self.hall.is_floor {
-            self.hall.connect_through_floor(self.child.address, number)
-        } else {
-            self.hall.ring(self.child.address, number)
-        };
-        dialled.map_err(|why| {
-            let stood = self.hall.standing_calls.load(Relaxed);
-            self.child.trouble(&format!("with {stood} calls standing, one more failed: {why}"))
-        })
-    }
-
     pub(super) fn dial_all(&self) -> Result<Vec<Arc<Call>>, String> {
         let began = Instant::now();
         // The floor's legs find each other by their order.
@@ -165,6 +153,18 @@ impl Stage {
             Ok(call)
         })?;
         Ok(calls)
+    }
+
+    pub(super) fn dial(&self, number: u32) -> Result<Arc<Call>, String> {
+        let dialled = if self.hall.is_floor {
+            self.hall.connect_through_floor(self.child.address, number)
+        } else {
+            self.hall.ring(self.child.address, number)
+        };
+        dialled.map_err(|why| {
+            let stood = self.hall.standing_calls.load(Relaxed);
+            self.child.trouble(&format!("with {stood} calls standing, one more failed: {why}"))
+        })
     }
 
     pub(super) fn hang_up_all(&self, calls: Vec<Arc<Call>>) -> Result<(), String> {

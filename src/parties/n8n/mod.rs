@@ -25,6 +25,7 @@ use ring::hmac;
 use serde_json::{Value, json};
 
 use crate::parties::n8n::reply::{N8nReply, n8n_refusal, read_greeting, understand_reply};
+use crate::parties::standing;
 use crate::records::tap::{Exhibit, Tap};
 use crate::setup::settings::Config;
 use crate::toolbox::failure::{Failure, Party};
@@ -116,7 +117,9 @@ impl N8n {
         let Some(url) = &self.config.n8n_webhook_url else { return Ok(()) };
         let headers = [("Origin", self.config.public_url.as_str())];
         let ask = Ask { method: "OPTIONS", url, headers: &headers, within, ..Ask::default() };
-        self.http.ask(Party::N8n, &ask).map(drop)
+        let answered = self.http.ask(Party::N8n, &ask).map(drop);
+        standing::after_look(Party::N8n, &answered);
+        answered
     }
 
     /// What `understand` makes of n8n's answer.
@@ -137,6 +140,7 @@ impl N8n {
                 Err(why) => ("refused", Err(why)),
             },
         };
+        standing::after_use(Party::N8n, &answer);
         metrics::N8N_REQUESTS.of(&[question.route, outcome]).add();
         metrics::N8N_TIME.of(&[question.route]).observe(took);
         answer

@@ -9,6 +9,7 @@ pub(crate) mod keys;
 pub(crate) mod messages;
 pub(crate) mod rest;
 pub(crate) mod stream;
+mod turn;
 pub(crate) mod twiml;
 
 use std::time::Duration;

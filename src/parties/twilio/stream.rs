@@ -29,6 +29,7 @@ use tungstenite::protocol::frame::coding::CloseCode;
 use tungstenite::protocol::{Message, Role};
 
 use crate::parties::twilio::messages::{FromTwilio, Start};
+use crate::parties::twilio::turn::Turn;
 use crate::parties::twilio::twiml::stream_url;
 use crate::parties::twilio::{Form, SHARED_KEY, signature_is_valid, why_invalid};
 use crate::records::journal::WIRE_CHARS_MAX;
@@ -36,7 +37,7 @@ use crate::records::tap::{Exhibit, Tap, hidden};
 use crate::setup::settings::Config;
 use crate::toolbox::metrics;
 use crate::toolbox::socket::{Received, Socket, SocketEnd, shut};
-use crate::toolbox::sound::{SAMPLE_RATE_HZ, is_loud, playing_time};
+use crate::toolbox::sound::{FRAME_BYTES, SAMPLE_BYTES, SAMPLE_RATE_HZ, is_loud, playing_time};
 use crate::toolbox::text::cut;
 use crate::toolbox::threads::lock;
 
@@ -126,8 +127,7 @@ pub(crate) struct CallerLeg {
     media_head: String,
     /// When Twilio will have played all that it was sent.
     plays_until: Mutex<Instant>,
-    /// When the caller was last loud enough to be speaking.
-    loud_at: Mutex<Option<Instant>>,
+    turn: Mutex<Turn>,
 }
 
 impl CallerLeg {
@@ -144,7 +144,7 @@ impl CallerLeg {
             tap,
             media_head,
             plays_until: Mutex::new(now),
-            loud_at: Mutex::default(),
+            turn: Mutex::default(),
         }
     }
 
@@ -164,7 +164,7 @@ impl CallerLeg {
         match &message {
             FromTwilio::Media => {
                 if is_loud(mulaw) {
-                    *lock(&self.loud_at) = Some(arrived);
+                    lock(&self.turn).caller_is_loud(arrived);
                 }
                 self.tap.show(Exhibit::CallerFrame, || media_in_short(&text));
             }
@@ -207,7 +207,9 @@ impl CallerLeg {
     pub(crate) fn clear(&self) -> Duration {
         let clear = json!({"event": "clear", "streamSid": self.stream_sid});
         let unheard = self.unheard();
-        *lock(&self.plays_until) = Instant::now();
+        let now = Instant::now();
+        *lock(&self.plays_until) = now;
+        lock(&self.turn).agent_stops(now);
         self.send(clear.to_string());
         self.tap.show(Exhibit::Clear, || clear.to_string());
         unheard
@@ -223,8 +225,17 @@ impl CallerLeg {
         if !self.unheard().is_zero() {
             return Some("agent");
         }
-        let loud_at = *lock(&self.loud_at);
+        let loud_at = lock(&self.turn).caller_loud_at();
         loud_at.is_some_and(|loud_at| loud_at.elapsed() < SPEAKS_ON).then_some("user")
+    }
+
+    /// Of what the agent has just been heard with: if it begins an answer, the time since the
+    /// caller's last loud frame.
+    pub(crate) fn answered_after(&self, mulaw: &[u8]) -> Option<Duration> {
+        // Some agents send silence as sound.
+        let is_loud = mulaw.chunks(FRAME_BYTES / SAMPLE_BYTES).any(is_loud);
+        let now = Instant::now();
+        is_loud.then(|| lock(&self.turn).agent_is_loud(now, now + self.unheard()))?
     }
 
     /// Says goodbye, and gives Twilio a moment to answer it. For the thread that reads.

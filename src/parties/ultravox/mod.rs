@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 use rustls::ClientConfig;
 use serde_json::{Value, json};
 
+use crate::parties::standing;
 use crate::parties::ultravox::body::LONGEST_CALL;
 use crate::parties::ultravox::leg::AgentLeg;
 use crate::records::tap::{Exhibit, Tap};
@@ -38,6 +39,9 @@ use crate::toolbox::threads::spawn;
 pub(crate) const AGENT_WITHIN: Duration = Duration::from_secs(10);
 /// The longest `Retry-After` of a busy Ultravox that is waited for, once.
 const BUSY_RETRY_WITHIN: Duration = Duration::from_secs(1);
+
+/// To delete a call, while the owner waits.
+const DELETE_WITHIN: Duration = Duration::from_secs(5);
 
 /// The owner's account at Ultravox.
 pub(crate) struct Ultravox {
@@ -61,6 +65,18 @@ impl Ultravox {
     /// Creates the agent's call. With `prior`, the id of an earlier one, the new agent knows what
     /// was said to that one.
     pub(crate) fn create(
+        &self,
+        body: &Value,
+        prior: Option<&str>,
+        deadline: Instant,
+        tap: &Tap,
+    ) -> Result<AgentCall, Failure> {
+        let created = self.try_to_create(body, prior, deadline, tap);
+        standing::after_use(Party::Ultravox, &created);
+        created
+    }
+
+    fn try_to_create(
         &self,
         body: &Value,
         prior: Option<&str>,
@@ -175,6 +191,28 @@ impl Ultravox {
     /// `GET /api/accounts/me`: is the key right, and may one more call be created? It keeps a
     /// connection ready for that call, too.
     pub(crate) fn has_room(&self, within: Duration) -> Result<(), Failure> {
+        let found = self.look_for_room(within);
+        standing::after_look(Party::Ultravox, &found);
+        found
+    }
+
+    /// `DELETE /api/calls/{id}`: with all that was said, recorded and staged in it. One that is not
+    /// there is gone already.
+    pub(crate) fn delete(&self, id: &str) -> Result<(), Failure> {
+        let url = format!("{}/api/calls/{id}", self.config.ultravox_api_url);
+        let headers = [("X-API-Key", self.config.ultravox_api_key.reveal())];
+        let within = DELETE_WITHIN;
+        let ask = Ask { method: "DELETE", url: &url, headers: &headers, within, ..Ask::default() };
+        match self.http.ask(Party::Ultravox, &ask)?.status {
+            200..=299 | 404 => Ok(()),
+            status => {
+                let what = format!("{status} when the call was to be deleted");
+                Err(Failure::new(Party::Ultravox, what).advise(advice(status)))
+            }
+        }
+    }
+
+    fn look_for_room(&self, within: Duration) -> Result<(), Failure> {
         let url = format!("{}/api/accounts/me", self.config.ultravox_api_url);
         let headers = [("X-API-Key", self.config.ultravox_api_key.reveal())];
         let ask = Ask { url: &url, headers: &headers, within, ..Ask::default() };

@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use serde_json::json;
 use tempfile::tempdir;
 
+use crate::records::delivery::DELIVER_FOR;
 use crate::records::journal::{Journals, journals as all, sid_of};
 use crate::records::outbox::{CLOCK_STEADY_FOR, Clock, Found, Outbox};
 use crate::testing::{DEADLINE, file_in, settings};
@@ -79,7 +80,7 @@ fn a_call_that_is_over_is_filed_as_soon_as_nobody_has_its_journal() {
     assert!(again.is_none(), "held");
     outbox.done("CA1", again);
     drop(their_journal);
-    wait_for(|| matches!(outbox.look_at(&ours, &path), Found::Waits).then_some(()));
+    wait_for(|| matches!(outbox.look_at(&ours, &path, DELIVER_FOR), Found::Waits).then_some(()));
     let waiting = &lock(&outbox.deliveries).waiting;
     assert!(waiting.iter().any(|delivery| delivery.due() <= Instant::now()), "four hours more");
 }
