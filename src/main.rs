@@ -130,7 +130,9 @@ use crate::parties::n8n::{N8n, Question};
 use crate::parties::twilio::keys::Keys;
 use crate::parties::twilio::messages::FromTwilio;
 use crate::parties::twilio::stream::{self, CallerLeg};
-use crate::parties::twilio::{Form, TWILIO_WEBHOOK, is_final, is_sid, signature_is_valid, twiml};
+use crate::parties::twilio::{
+    Form, TWILIO_WEBHOOK, is_final, is_sid, not_in_use, signature_is_valid, twiml,
+};
 use crate::parties::ultravox::body::{self, NewCall, Opening};
 use crate::parties::ultravox::leg::{AgentLeg, FromAgent};
 use crate::parties::ultravox::tool::{Invocation, ToolResult};
@@ -146,7 +148,6 @@ use crate::setup::agent::{Agent, Tool, ToolAction};
 use crate::setup::settings::Config;
 use crate::setup::start_lines::introduce;
 use crate::setup::stop::{Stop, needs_attention};
-use crate::setup::values::NGROK;
 use crate::toolbox::failure::{Failure, Party};
 use crate::toolbox::http::{Http, tls_config, trusted_roots};
 use crate::toolbox::log::{Sid, complain, log, log_as, say};
@@ -251,11 +252,7 @@ fn serve() -> Result<(), Stop> {
         let (bind, port) = (config.bind, config.port);
         Stop::Failed(format!("callbridge: cannot listen on {bind}:{port}: {error}"))
     })?;
-    if config.public_url == NGROK {
-        let port = listener.local_addr().map_or(config.port, |address| address.port());
-        config.public_url = check::ngrok_address(&config.ngrok_api_url, port)
-            .map_err(|why| Stop::Failed(format!("callbridge: PUBLIC_URL=ngrok: {why}")))?;
-    }
+    config.public_url = check::address_in_force(&config, &listener)?;
     // Threads of calls hold on to it until the process ends, so nobody could ever free it.
     let bridge: &'static Bridge = Box::leak(Box::new(Bridge::build(config, agent, &roots)));
     run(bridge, listener).map_err(|error| Stop::Failed(format!("callbridge: {error}")))
@@ -387,6 +384,9 @@ fn from_twilio(
     request: &mut tiny_http::Request,
     handle: fn(&'static Bridge, &Form) -> Reply,
 ) -> Reply {
+    if bridge.config.is_local {
+        return not_in_use(request.url());
+    }
     let body = match read_body(request) {
         Ok(body) => body,
         Err(reply) => return reply,

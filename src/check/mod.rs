@@ -43,7 +43,7 @@ mod twilio;
 mod ultravox;
 mod waiting;
 
-pub(crate) use ngrok::ngrok_address;
+pub(crate) use tunnel::address_in_force;
 
 /// From the first question to the last answer. Who has not answered by then is named.
 const CHECK_WITHIN: Duration = Duration::from_secs(9);

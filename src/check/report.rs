@@ -132,9 +132,12 @@ impl Printer {
             let findings: Vec<Value> = findings.iter().map(|found| self.as_json(found)).collect();
             say(&format!("{}\n", json!({"ok": wrong == 0, "findings": findings})));
         } else {
+            let from = if self.config.is_local { " from the live page" } else { "" };
             say(&match (wrong, warnings) {
-                (0, 0) => "\nA call would work.\n".to_owned(),
-                (0, _) => format!("\nA call would work. {}.\n", counted(warnings, "warning")),
+                (0, 0) => format!("\nA call{from} would work.\n"),
+                (0, _) => {
+                    format!("\nA call{from} would work. {}.\n", counted(warnings, "warning"))
+                }
                 (_, _) => "\n".to_owned(),
             });
         }

@@ -8,6 +8,7 @@ mod disk;
 mod door;
 mod faults;
 mod happy;
+mod local;
 mod metrics;
 mod owner;
 mod sad;
