@@ -60,13 +60,15 @@
 //! main.rs       the call: serve, route, Bridge, Call, steps 1 to 9
 //! around/       mend, shutdown, ready
 //! owner/        access, calls, lines, metrics, outgoing, page, phone
-//! check/  demo/  workflow.rs  diagram.rs  outbox.rs   the other commands
+//! check/  demo/  diagram.rs  forget.rs  init.rs  outbox.rs  workflow.rs   other commands
+//! usage.rs      the command line
 //! ------------------- below this line nobody names `Bridge` or `Call`
 //! parties/      twilio, ultravox, n8n
 //! records/      delivery, ended_by, event, journal, outbox, past, tap, transcript, writer
 //! setup/        settings, values, agent, agent_files, start_lines, stop
 //! door/         head, health, inner, lobby, reply, request
-//! toolbox/      socket, dial, sound, http, log, metrics, failure, text, random, threads, time
+//! toolbox/      socket, dial, sound, http, log, metrics, failure, text, random, threads, time,
+//!               waiting
 //! ```
 //!
 //! # What does not flow downwards
@@ -150,7 +152,7 @@ use crate::setup::start_lines::introduce;
 use crate::setup::stop::{Stop, needs_attention};
 use crate::toolbox::failure::{Failure, Party};
 use crate::toolbox::http::{Http, tls_config, trusted_roots};
-use crate::toolbox::log::{Sid, complain, log, log_as, say};
+use crate::toolbox::log::{Sid, complain, log, log_as};
 use crate::toolbox::metrics::{
     ANSWER_TIME, BROKEN_LINES, CALLS, DEAD_AIR, Relayed, TOOL_TIME, TOOLS, refused,
 };
@@ -172,6 +174,8 @@ mod door;
 #[cfg(test)]
 #[path = "../tests/fuzz/feed.rs"]
 mod feed;
+mod forget;
+mod init;
 mod outbox;
 mod owner;
 mod parties;
@@ -181,6 +185,7 @@ mod setup;
 mod testing;
 #[cfg(test)]
 mod tests;
+mod usage;
 mod workflow;
 // ============================================================================
 // 0. Before the call: a server that waits for one
@@ -191,40 +196,22 @@ mod workflow;
 // Fails:    at start-up only, with all complaints at once and exit status 2.
 // Not here: anything about a particular call.
 
-const USAGE: &str = if cfg!(feature = "demo") {
-    concat!(include_str!("usage.txt"), include_str!("demo/usage.txt"))
-} else {
-    include_str!("usage.txt")
-};
-
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let outcome = match words.as_slice() {
         [] => serve(),
         ["check", options @ ..] => check::run(options),
-        ["outbox"] => outbox::run(false),
-        ["outbox", "--retry"] => outbox::run(true),
-        ["workflow"] => workflow::run(),
-        ["diagram"] => diagram::run(diagram::Form::Mermaid),
-        ["diagram", "--plain"] => diagram::run(diagram::Form::Plain),
+        ["diagram", options @ ..] => diagram::run(options),
+        ["forget", options @ ..] => forget::run(options),
+        ["init", options @ ..] => init::run(options),
+        ["outbox", options @ ..] => outbox::run(options),
+        ["workflow", options @ ..] => workflow::run(options),
         #[cfg(feature = "demo")]
         ["demo", ..] => demo::run(&arguments[1..]).map_err(|flop| {
             if flop.misused { Stop::Misused(flop.text) } else { Stop::Failed(flop.text) }
         }),
-        #[cfg(not(feature = "demo"))]
-        ["demo", ..] => Err(Stop::Misused(
-            "callbridge: this program was built without the demo (cargo feature `demo`)".into(),
-        )),
-        ["--help" | "-h" | "help"] | ["outbox" | "workflow" | "diagram", "--help" | "-h"] => {
-            say(USAGE);
-            Ok(())
-        }
-        ["--version" | "-V"] => {
-            say(concat!("callbridge ", env!("CARGO_PKG_VERSION"), "\n"));
-            Ok(())
-        }
-        _ => Err(Stop::Misused(format!("callbridge: what is \"{}\"?\n\n{USAGE}", words.join(" ")))),
+        other => usage::answer(other),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

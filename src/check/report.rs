@@ -21,6 +21,7 @@ use super::http::without_logins;
 use crate::setup::settings::Config;
 use crate::setup::stop::Stop;
 use crate::toolbox::log::{harmless, say};
+use crate::toolbox::text::counted;
 
 /// What stands in a line of the report. What is longer is cut.
 const LINE_CHARS_MAX: usize = 400;
@@ -184,9 +185,4 @@ impl Level {
 pub(super) fn printable(config: &Config, text: &str) -> String {
     let text = config.hide_secrets(without_logins(text));
     text.chars().map(harmless).take(LINE_CHARS_MAX).collect()
-}
-
-/// `1 thing`, `2 things`.
-pub(super) fn counted(count: usize, one: &str) -> String {
-    format!("{count} {one}{}", if count == 1 { "" } else { "s" })
 }

@@ -9,13 +9,14 @@
 use std::path::Path;
 use std::time::Duration;
 
-use super::report::{Finding, Topic, counted};
+use super::report::{Finding, Topic};
 use super::tunnel::public_url;
 use crate::Bridge;
 use crate::setup::agent::Agent;
 use crate::setup::settings::{Config, settings_in_force};
 use crate::setup::stop::Stop;
 use crate::toolbox::http::trusted_roots;
+use crate::toolbox::text::counted;
 
 /// The paths that Twilio, n8n and people ask for here.
 const ENDPOINTS: [&str; 10] = [

@@ -75,6 +75,8 @@ pub(super) struct Calls {
     refuse_always: Option<Reply>,
     slow: Duration,
     violations: Vec<String>,
+    /// Calls that are gone for good, by their ids.
+    deleted: Vec<String>,
     account_asked: usize,
     /// Answers to GET by path, in the place of the standing ones.
     told: HashMap<String, Reply>,
@@ -140,6 +142,9 @@ impl UltravoxState {
         if request.method == "GET" {
             return self.look_up(&request);
         }
+        if request.method == "DELETE" {
+            return self.delete(&request);
+        }
         if request.method != "POST" || request.path() != "/api/calls" {
             return Reply::json(404, &json!({"detail": "Not found."}));
         }
@@ -163,6 +168,21 @@ impl UltravoxState {
         let reply = call.description();
         self.board.change(|calls| calls.created.push(call));
         Reply::json(201, &reply).after(slow)
+    }
+
+    fn delete(&self, request: &HttpRequest) -> Reply {
+        if request.header("x-api-key") != Some(API_KEY) {
+            return Reply::json(403, &json!({"detail": "Invalid API key"}));
+        }
+        let id = request.path().strip_prefix("/api/calls/").unwrap_or_default().to_owned();
+        self.board.change(|calls| {
+            let is_there = calls.created.iter().any(|call| call.description()["callId"] == id);
+            if !is_there || calls.deleted.contains(&id) {
+                return Reply::json(404, &json!({"detail": "Not found."}));
+            }
+            calls.deleted.push(id);
+            Reply::text(204, None, "")
+        })
     }
 
     /// What may be asked for without a call. Lists come in pages of two.

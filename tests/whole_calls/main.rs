@@ -12,6 +12,7 @@ mod local;
 mod metrics;
 mod owner;
 mod sad;
+mod verbs;
 
 use std::error::Error;
 use std::thread;

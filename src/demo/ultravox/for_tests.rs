@@ -18,6 +18,11 @@ impl Ultravox {
         self.shared.board.look(|calls| calls.created.clone())
     }
 
+    /// The ids of the calls that were deleted, in order.
+    pub fn deleted(&self) -> Vec<String> {
+        self.shared.board.look(|calls| calls.deleted.clone())
+    }
+
     /// How many requests for a call have come, refused ones included.
     pub fn requests(&self) -> usize {
         self.shared.board.look(|calls| calls.requests)

@@ -177,6 +177,30 @@ impl Ultravox {
     }
 }
 
+/// `DELETE /api/calls/{id}`: the call and all that was said in it, for good. One that is not there
+/// any more is as good as deleted.
+pub(crate) fn delete_call(
+    http: &Http,
+    config: &Config,
+    id: &str,
+    within: Duration,
+) -> Result<(), Failure> {
+    if !id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
+        // It would name another path.
+        return Err(Failure::new(Party::Ultravox, "the journal has no usable id of the call"));
+    }
+    let url = format!("{}/api/calls/{id}", config.ultravox_api_url);
+    let headers = [("X-API-Key", config.ultravox_api_key.reveal())];
+    let ask = Ask { method: "DELETE", url: &url, headers: &headers, within, ..Ask::default() };
+    match http.ask(Party::Ultravox, &ask)?.status {
+        200..=299 | 404 => Ok(()),
+        status => {
+            let what = format!("could not delete the call {id}: {status}");
+            Err(Failure::new(Party::Ultravox, what).advise(advice(status)))
+        }
+    }
+}
+
 fn retry_after(answered: &Answered) -> Option<Duration> {
     let seconds = answered.headers.get("Retry-After")?.to_str().ok()?;
     seconds.trim().parse().ok().map(Duration::from_secs)
