@@ -9,19 +9,23 @@ use std::collections::BTreeMap;
 use crate::setup::agent::{Agent, Tool, ToolAction};
 use crate::setup::stop::Stop;
 use crate::toolbox::log::say;
+use crate::usage::options;
 
-#[derive(Clone, Copy)]
-pub(crate) enum Form {
-    Mermaid,
-    Plain,
-}
+const HELP: &str = "\
+callbridge diagram: draws the agent's stages and tools.
 
-pub(crate) fn run(form: Form) -> Result<(), Stop> {
+  Reads the agent's files (AGENT_DIR, or the built-in agent) and prints a
+  picture of them for Mermaid (mermaid.js.org). It changes nothing.
+
+usage: callbridge diagram [--plain]
+
+  --plain   as text, to read in the terminal
+";
+
+pub(crate) fn run(words: &[&str]) -> Result<(), Stop> {
+    let Some(given) = options("diagram", HELP, &["--plain"], words)? else { return Ok(()) };
     let agent = Agent::alone()?;
-    say(&match form {
-        Form::Mermaid => mermaid(&agent),
-        Form::Plain => plain(&agent),
-    });
+    say(&if given.is_empty() { mermaid(&agent) } else { plain(&agent) });
     Ok(())
 }
 

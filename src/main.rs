@@ -63,13 +63,15 @@
 //! around/       mend, shutdown, ready
 //! owner/        access, calls, health, history, lines, metrics, orders, outgoing,
 //!               page, phone
-//! check/  demo/  workflow.rs  diagram.rs  outbox.rs   the other commands
+//! check/  demo/  diagram.rs  forget.rs  init.rs  outbox.rs  workflow.rs   other commands
+//! usage.rs      the command line
 //! ------------------- below this line nobody names `Bridge` or `Call`
 //! parties/      twilio, ultravox, n8n, standing
 //! records/      delivery, ended_by, event, journal, outbox, past, tally, tap, transcript, writer
 //! setup/        settings, values, agent, agent_files, start_lines, stop
 //! door/         head, health, inner, lobby, reply, request
-//! toolbox/      socket, dial, sound, http, log, metrics, failure, text, random, threads, time
+//! toolbox/      socket, dial, sound, http, log, metrics, failure, text, random, threads, time,
+//!               waiting
 //! ```
 //!
 //! # What does not flow downwards
@@ -132,7 +134,9 @@ use crate::parties::standing::twilio_has_called;
 use crate::parties::twilio::keys::Keys;
 use crate::parties::twilio::messages::FromTwilio;
 use crate::parties::twilio::stream::{self, CallerLeg};
-use crate::parties::twilio::{Form, SHARED_KEY, TWILIO_WEBHOOK, is_final, is_sid, twiml};
+use crate::parties::twilio::{
+    Form, SHARED_KEY, TWILIO_WEBHOOK, is_final, is_sid, not_in_use, twiml,
+};
 use crate::parties::twilio::{signature_is_valid, why_invalid};
 use crate::parties::ultravox::body::{self, NewCall, Opening};
 use crate::parties::ultravox::leg::{AgentLeg, FromAgent, GOODBYE};
@@ -149,10 +153,9 @@ use crate::setup::agent::{Agent, Tool, ToolAction};
 use crate::setup::settings::Config;
 use crate::setup::start_lines::introduce;
 use crate::setup::stop::{Stop, needs_attention};
-use crate::setup::values::NGROK;
 use crate::toolbox::failure::{Failure, Party};
 use crate::toolbox::http::{Http, tls_config, trusted_roots};
-use crate::toolbox::log::{Sid, Step, complain, log, log_as, log_aside, say};
+use crate::toolbox::log::{Sid, Step, complain, log, log_as, log_aside};
 use crate::toolbox::metrics::{
     ANSWER_TIME, BROKEN_LINES, CALLS, DEAD_AIR, Relayed, TOOL_TIME, TOOLS, refused,
 };
@@ -174,6 +177,8 @@ mod door;
 #[cfg(test)]
 #[path = "../tests/fuzz/feed.rs"]
 mod feed;
+mod forget;
+mod init;
 mod outbox;
 mod owner;
 mod parties;
@@ -183,6 +188,7 @@ mod setup;
 mod testing;
 #[cfg(test)]
 mod tests;
+mod usage;
 mod workflow;
 
 // ============================================================================
@@ -194,40 +200,22 @@ mod workflow;
 // Fails:    at start-up only, with all complaints at once and exit status 2.
 // Not here: anything about a particular call.
 
-const USAGE: &str = if cfg!(feature = "demo") {
-    concat!(include_str!("usage.txt"), include_str!("demo/usage.txt"))
-} else {
-    include_str!("usage.txt")
-};
-
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let outcome = match words.as_slice() {
         [] => serve(),
         ["check", options @ ..] => check::run(options),
-        ["outbox"] => outbox::run(false),
-        ["outbox", "--retry"] => outbox::run(true),
-        ["workflow"] => workflow::run(),
-        ["diagram"] => diagram::run(diagram::Form::Mermaid),
-        ["diagram", "--plain"] => diagram::run(diagram::Form::Plain),
+        ["diagram", options @ ..] => diagram::run(options),
+        ["forget", options @ ..] => forget::run(options),
+        ["init", options @ ..] => init::run(options),
+        ["outbox", options @ ..] => outbox::run(options),
+        ["workflow", options @ ..] => workflow::run(options),
         #[cfg(feature = "demo")]
         ["demo", ..] => demo::run(&arguments[1..]).map_err(|flop| {
             if flop.misused { Stop::Misused(flop.text) } else { Stop::Failed(flop.text) }
         }),
-        #[cfg(not(feature = "demo"))]
-        ["demo", ..] => Err(Stop::Misused(
-            "callbridge: this program was built without the demo (cargo feature `demo`)".into(),
-        )),
-        ["--help" | "-h" | "help"] | ["outbox" | "workflow" | "diagram", "--help" | "-h"] => {
-            say(USAGE);
-            Ok(())
-        }
-        ["--version" | "-V"] => {
-            say(concat!("callbridge ", env!("CARGO_PKG_VERSION"), "\n"));
-            Ok(())
-        }
-        _ => Err(Stop::Misused(format!("callbridge: what is \"{}\"?\n\n{USAGE}", words.join(" ")))),
+        other => usage::answer(other),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -252,11 +240,7 @@ fn serve() -> Result<(), Stop> {
         let (bind, port) = (config.bind, config.port);
         Stop::Failed(format!("callbridge: cannot listen on {bind}:{port}: {error}"))
     })?;
-    if config.public_url == NGROK {
-        let port = listener.local_addr().map_or(config.port, |address| address.port());
-        config.public_url = check::ngrok_address(&config.ngrok_api_url, port)
-            .map_err(|why| Stop::Failed(format!("callbridge: PUBLIC_URL=ngrok: {why}")))?;
-    }
+    config.public_url = check::address_in_force(&config, &listener)?;
     // Threads of calls hold on to it until the process ends, so nobody could ever free it.
     let bridge: &'static Bridge = Box::leak(Box::new(Bridge::build(config, agent, &roots)));
     run(bridge, listener).map_err(|error| Stop::Failed(format!("callbridge: {error}")))
@@ -375,6 +359,9 @@ fn from_twilio(
     request: &mut tiny_http::Request,
     handle: fn(&'static Bridge, &Form) -> Reply,
 ) -> Reply {
+    if bridge.config.is_local {
+        return not_in_use(request.url());
+    }
     let body = match read_body(request) {
         Ok(body) => body,
         Err(reply) => return reply,

@@ -24,6 +24,7 @@ use serde_json::{Value, json};
 use crate::setup::agent::{Agent, Tool, ToolAction};
 use crate::setup::stop::Stop;
 use crate::toolbox::log::{complain, say};
+use crate::usage::options;
 
 const BUILT_IN: &str = include_str!("agent/n8n-workflow.json");
 /// What the built-in workflow answers: greeting, transcript, booking.
@@ -39,7 +40,20 @@ const NOTE_WIDTH: i64 = 960;
 const NODES_HEIGHT: i64 = 140;
 const GAP: i64 = 40;
 
-pub(crate) fn run() -> Result<(), Stop> {
+const HELP: &str = "\
+callbridge workflow: prints the n8n workflow that goes with the agent files.
+
+  Reads the agent's files (AGENT_DIR, or the built-in agent) and prints one JSON
+  object, to import into n8n: a branch for each route that the agent's tools
+  post to. The same files always give the same text. It changes nothing.
+
+usage: callbridge workflow > workflow.json
+";
+
+pub(crate) fn run(words: &[&str]) -> Result<(), Stop> {
+    if options("workflow", HELP, &[], words)?.is_none() {
+        return Ok(());
+    }
     let agent = Agent::alone()?;
     for (route, tools) in tools_by_route(&agent) {
         let wants = match route {

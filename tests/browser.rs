@@ -528,6 +528,26 @@ fn talk(browser: &mut Browser, rate: u32) -> Outcome {
     browser.check_rules(&world)
 }
 
+/// Nobody has set anything but the key, and the address is the one of the start lines.
+#[test]
+fn in_local_mode_the_page_asks_for_no_password() -> Outcome {
+    let Some(mut browser) = Browser::start()? else { return Ok(()) };
+    let builder = World::builder(env!("CARGO_BIN_EXE_callbridge"));
+    let world = world(builder.without("PUBLIC_URL").without("TWILIO_AUTH_TOKEN"))?;
+    browser.hear_the_microphone_as_it_is()?;
+    browser.microphone(&world, "granted")?;
+    browser.go_to(&format!("http://{}/", world.bridge.address()))?;
+    browser.run("document.documentElement.click(); $('talk-to-it').click()")?;
+    browser.click("#dial")?;
+    let agent = world.ultravox.next_call(PATIENCE)?;
+    browser.wait("phone.state === 'talking'")?;
+    let greeting = voice(1, 600);
+    agent.say(FIRST_MESSAGE, &pcm_of(&greeting))?;
+    browser.heard(&greeting)?;
+    hears_the_tone(&agent)?;
+    browser.check_rules(&world)
+}
+
 /// Barge-in: what has not been played yet is dropped, and what comes next is played at once.
 fn interrupt(browser: &mut Browser, agent: &AgentCall, greeting: &[u8]) -> Outcome {
     let speech = voice(2, 20_000);
@@ -929,7 +949,10 @@ impl Browser {
     /// With the token as a password in the address, which the browser keeps to itself.
     fn open_at(&mut self, host: &str, hash: &str) -> Outcome {
         host.clone_into(&mut self.host);
-        let url = format!("http://owner:{TOKEN}@{host}/{hash}");
+        self.go_to(&format!("http://owner:{TOKEN}@{host}/{hash}"))
+    }
+
+    fn go_to(&mut self, url: &str) -> Outcome {
         self.ask("Page.navigate", &json!({"url": url}))?;
         self.wait(
             "document.readyState === 'complete' && typeof overview !== 'undefined' && overview",

@@ -4,7 +4,6 @@
 //! terminal and without `--yes` nothing is changed. What is set right already is not written again.
 //! `TwiML` apps and SIP trunks are left alone: who has set one up knows why.
 
-use std::io::{self, BufRead as _, IsTerminal as _};
 use std::time::Instant;
 
 use serde_json::Value;
@@ -13,10 +12,11 @@ use super::http::shown_url;
 use super::report::{Finding, Topic, printable};
 use super::setup::Setup;
 use super::twilio::{ask, find_number, is_set, judge_number, post, status_url, voice_url};
-use super::waiting::Waiting;
 use super::{Options, STEP_WITHIN};
 use crate::parties::twilio::is_sid;
 use crate::toolbox::log::say;
+use crate::toolbox::waiting::Waiting;
+use crate::usage::{ask_person, is_yes};
 
 const FIX: Topic = Topic::new("fix", "fix");
 
@@ -88,20 +88,17 @@ fn ask_first(
     if options.yes {
         return Ok(());
     }
-    if options.json || !io::stdin().is_terminal() || !io::stdout().is_terminal() {
-        return Err(unchanged(
-            "there is no terminal to ask at",
-            "add --yes to do it without asking",
-        ));
+    let answer = if options.json { None } else { ask_person("  Change this? [y/N] ") };
+    match answer {
+        Some(answer) if is_yes(&answer) => Ok(()),
+        Some(_) => {
+            let cure = "answer y, or set it in the console by hand";
+            Err(FIX.warning("nothing was changed", cure))
+        }
+        None => {
+            Err(unchanged("there is no terminal to ask at", "add --yes to do it without asking"))
+        }
     }
-    say("  Change this? [y/N] ");
-    let mut word = String::new();
-    let is_read = io::stdin().lock().read_line(&mut word).is_ok();
-    if is_read && matches!(word.trim(), "y" | "Y" | "yes") {
-        return Ok(());
-    }
-    let cure = "answer y, or set it in the console by hand";
-    Err(FIX.warning("nothing was changed", cure))
 }
 
 fn change(setup: &Setup, number: &Value, changes: &[Wish]) -> Result<Vec<Finding>, Finding> {

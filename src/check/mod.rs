@@ -22,11 +22,12 @@ use std::time::{Duration, Instant};
 
 use report::{Finding, Printer, Topic};
 use setup::Setup;
-use waiting::Waiting;
 
 use crate::setup::stop::Stop;
-use crate::toolbox::log::{Level as LogLevel, LogFormat, log_as, say};
+use crate::toolbox::log::{Level as LogLevel, LogFormat, log_as};
 use crate::toolbox::threads::spawn;
+use crate::toolbox::waiting::Waiting;
+use crate::usage::{misused, options};
 
 mod audio_socket;
 mod fix;
@@ -41,9 +42,8 @@ mod setup;
 mod tunnel;
 mod twilio;
 mod ultravox;
-mod waiting;
 
-pub(crate) use ngrok::ngrok_address;
+pub(crate) use tunnel::address_in_force;
 
 /// From the first question to the last answer. Who has not answered by then is named.
 const CHECK_WITHIN: Duration = Duration::from_secs(9);
@@ -77,7 +77,6 @@ Exit status 0 if a call would work, 1 if not, 2 for a wrong command line.
 Colours appear in a terminal only, and not when NO_COLOR is set.
 ";
 
-#[derive(Default)]
 struct Options {
     fix: bool,
     yes: bool,
@@ -86,21 +85,13 @@ struct Options {
 
 /// The verb `callbridge check`. Ok only if a call would work.
 pub(crate) fn run(words: &[&str]) -> Result<(), Stop> {
-    let mut options = Options::default();
-    for word in words {
-        match *word {
-            "--fix" => options.fix = true,
-            "--yes" => options.yes = true,
-            "--json" => options.json = true,
-            "--help" | "-h" => {
-                say(HELP);
-                return Ok(());
-            }
-            other => return Err(misused(&format!("unknown option \"{other}\""))),
-        }
-    }
+    let Some(given) = options("check", HELP, &["--fix", "--yes", "--json"], words)? else {
+        return Ok(());
+    };
+    let has = |option| given.contains(&option);
+    let options = Options { fix: has("--fix"), yes: has("--yes"), json: has("--json") };
     if options.yes && !options.fix {
-        return Err(misused("--yes only makes sense with --fix"));
+        return Err(misused("check", HELP, "--yes only makes sense with --fix"));
     }
     // The server that this process stands in for has nothing to say here.
     log_as(LogLevel::Error, LogFormat::Text);
@@ -119,10 +110,6 @@ pub(crate) fn run(words: &[&str]) -> Result<(), Stop> {
         findings.extend(fixed);
     }
     printer.conclude(&findings)
-}
-
-fn misused(what: &str) -> Stop {
-    Stop::Misused(format!("callbridge check: {what}\n\n{HELP}"))
 }
 
 // --- Everybody is asked at once ------------------------------------------------------

@@ -22,7 +22,7 @@ use crate::toolbox::http::Http;
 pub(super) const NGROK_WITHIN: Duration = Duration::from_millis(800);
 
 /// `PUBLIC_URL=ngrok`: the https address of the tunnel that leads to this port.
-pub(crate) fn ngrok_address(api: &str, port: u16) -> Result<String, NoTunnel> {
+pub(super) fn ngrok_address(api: &str, port: u16) -> Result<String, NoTunnel> {
     tunnel_to(&list_tunnels(api, port)?, port)
 }
 

@@ -21,6 +21,7 @@ use super::http::without_logins;
 use crate::setup::settings::Config;
 use crate::setup::stop::Stop;
 use crate::toolbox::log::{harmless, say};
+use crate::toolbox::text::counted;
 
 /// What stands in a line of the report. What is longer is cut.
 const LINE_CHARS_MAX: usize = 400;
@@ -132,9 +133,12 @@ impl Printer {
             let findings: Vec<Value> = findings.iter().map(|found| self.as_json(found)).collect();
             say(&format!("{}\n", json!({"ok": wrong == 0, "findings": findings})));
         } else {
+            let from = if self.config.is_local { " from the live page" } else { "" };
             say(&match (wrong, warnings) {
-                (0, 0) => "\nA call would work.\n".to_owned(),
-                (0, _) => format!("\nA call would work. {}.\n", counted(warnings, "warning")),
+                (0, 0) => format!("\nA call{from} would work.\n"),
+                (0, _) => {
+                    format!("\nA call{from} would work. {}.\n", counted(warnings, "warning"))
+                }
                 (_, _) => "\n".to_owned(),
             });
         }
@@ -181,9 +185,4 @@ impl Level {
 pub(super) fn printable(config: &Config, text: &str) -> String {
     let text = config.hide_secrets(without_logins(text));
     text.chars().map(harmless).take(LINE_CHARS_MAX).collect()
-}
-
-/// `1 thing`, `2 things`.
-pub(super) fn counted(count: usize, one: &str) -> String {
-    format!("{count} {one}{}", if count == 1 { "" } else { "s" })
 }

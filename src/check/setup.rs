@@ -8,7 +8,7 @@
 
 use std::path::Path;
 
-use super::report::{Finding, Topic, counted};
+use super::report::{Finding, Topic};
 use super::tunnel::public_url;
 use crate::Bridge;
 use crate::parties::ultravox::body::LONGEST_CALL;
@@ -16,6 +16,7 @@ use crate::setup::agent::Agent;
 use crate::setup::settings::{Config, settings_in_force};
 use crate::setup::stop::Stop;
 use crate::toolbox::http::trusted_roots;
+use crate::toolbox::text::counted;
 
 /// The paths that Twilio, n8n and people ask for here.
 const ENDPOINTS: [&str; 10] = [
@@ -61,6 +62,7 @@ impl Setup {
         if findings.is_empty() {
             findings.push(Topic::new("settings", "settings").ok("complete and well-formed"));
         }
+        findings.extend(local_mode(&config));
         findings.extend(long_calls(&config));
         let (agent, agent_is_right) = look_at_agent(&mut config, &mut findings)?;
         let (public_url, about_ngrok) = public_url(&mut config, is_unusable);
@@ -87,6 +89,22 @@ fn take_off_endpoint(url: &mut String) -> Option<String> {
     );
     *url = meant;
     Some(complaint)
+}
+
+/// Without an address only the live page's phone can call, which is enough for whoever has no
+/// number.
+fn local_mode(config: &Config) -> Option<Finding> {
+    let topic = Topic::new("settings", "PUBLIC_URL");
+    let is = "the https:// address of your host or tunnel, where Twilio reaches this";
+    if !config.is_local {
+        None
+    } else if config.has_telephone() {
+        let cure = format!("set PUBLIC_URL in .env: {is}");
+        Some(topic.wrong("PUBLIC_URL is missing, so no telephone call comes in", cure))
+    } else {
+        let what = "local mode: PUBLIC_URL is not set, so only the live page's phone can call";
+        Some(topic.skipped(what, format!("for a telephone, set it to {is}")))
+    }
 }
 
 fn long_calls(config: &Config) -> Option<Finding> {

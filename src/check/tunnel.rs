@@ -4,10 +4,13 @@
 //! second day is an address that ngrok has given up, or a tunnel to another port. An ngrok that
 //! does not run is nobody's mistake, unless `PUBLIC_URL=ngrok` asks for it.
 
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+
 use super::http::host_of;
-use super::ngrok::{Tunnel, list_tunnels, start_or_set, tunnel_to};
+use super::ngrok::{Tunnel, list_tunnels, ngrok_address, start_or_set, tunnel_to};
 use super::report::{Finding, Level, Topic};
 use crate::setup::settings::Config;
+use crate::setup::stop::Stop;
 use crate::setup::values::NGROK;
 
 const TUNNEL: Topic = Topic::new("ngrok", "tunnel");
@@ -40,6 +43,23 @@ pub(super) fn public_url(
     let url = is_usable.then(|| config.public_url.replacen("http://", "https://", 1));
     let finding = tunnels.ok().and_then(|list| compare(&list, config.port, url.as_deref()));
     (url, finding)
+}
+
+/// What the server calls itself, once it knows its port: in local mode the address to open on this
+/// machine, with `PUBLIC_URL=ngrok` the tunnel's.
+pub(crate) fn address_in_force(config: &Config, listener: &TcpListener) -> Result<String, Stop> {
+    let port = listener.local_addr().map_or(config.port, |address| address.port());
+    if config.is_local {
+        let at = SocketAddr::new(config.bind, port);
+        let is_usual = config.bind == IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let host = if is_usual { format!("localhost:{port}") } else { at.to_string() };
+        return Ok(format!("http://{host}"));
+    }
+    if config.public_url != NGROK {
+        return Ok(config.public_url.clone());
+    }
+    ngrok_address(&config.ngrok_api_url, port)
+        .map_err(|why| Stop::Failed(format!("callbridge: PUBLIC_URL=ngrok: {why}")))
 }
 
 fn compare(tunnels: &[Tunnel], port: u16, url: Option<&str>) -> Option<Finding> {

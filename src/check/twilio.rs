@@ -33,6 +33,10 @@ pub(super) const FIXABLE: [Topic; 4] = [VOICE, METHOD, STATUS_CALLBACK, HANDLED_
 pub(super) fn look(setup: &'static Setup) -> Vec<Finding> {
     let config = &setup.bridge.config;
     let mut findings = Vec::new();
+    if config.is_local && !config.has_telephone() {
+        let what = "not asked: in local mode there is no telephone";
+        return vec![NUMBER.skipped(what, "buy a number with voice if you want one")];
+    }
     if config.twilio_auth_token.is_none() {
         findings.push(TOKEN.warning(
             "TWILIO_AUTH_TOKEN is not set: anyone can start calls here that you pay for",

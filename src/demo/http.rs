@@ -239,7 +239,10 @@ pub(super) fn http_exchange(
     let begun = Instant::now();
     let mut tcp = connect(address)?;
     tcp.set_read_timeout(Some(WEBHOOK_WITHIN))?;
-    let mut head = format!("{method} {path} HTTP/1.1\r\nHost: bridge.example\r\n");
+    let mut head = format!("{method} {path} HTTP/1.1\r\n");
+    if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("host")) {
+        head.push_str("Host: bridge.example\r\n");
+    }
     for (name, value) in headers {
         head.extend([name, ": ", value, "\r\n"]);
     }

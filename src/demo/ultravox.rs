@@ -75,9 +75,9 @@ pub(super) struct Calls {
     refuse_always: Option<Reply>,
     slow: Duration,
     violations: Vec<String>,
-    account_asked: usize,
-    /// Ids that were to be deleted, whatever the answer.
+    /// Calls that are gone for good, by their ids.
     deleted: Vec<String>,
+    account_asked: usize,
     /// Answers to GET by path, in the place of the standing ones.
     told: HashMap<String, Reply>,
 }
@@ -175,18 +175,15 @@ impl UltravoxState {
         if request.header("x-api-key") != Some(API_KEY) {
             return Reply::json(403, &json!({"detail": "Invalid API key"}));
         }
-        let id = request.path().trim_start_matches("/api/calls/").to_owned();
-        let is_known = self.board.change(|calls| {
-            let is_known = calls.created.iter().any(|call| call.id() == id);
-            let is_gone = calls.deleted.contains(&id);
+        let id = request.path().strip_prefix("/api/calls/").unwrap_or_default().to_owned();
+        self.board.change(|calls| {
+            let is_there = calls.created.iter().any(|call| call.id() == id);
+            if !is_there || calls.deleted.contains(&id) {
+                return Reply::json(404, &json!({"detail": "Not found."}));
+            }
             calls.deleted.push(id);
-            is_known && !is_gone
-        });
-        if is_known {
             Reply::text(204, None, "")
-        } else {
-            Reply::json(404, &json!({"detail": "Not found."}))
-        }
+        })
     }
 
     /// What may be asked for without a call. Lists come in pages of two.

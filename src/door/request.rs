@@ -28,6 +28,9 @@ const NEEDED: [&str; 12] = [
     "Sec-WebSocket-Version",
 ];
 
+/// What proxies add. Of these only goes on that there is one: several proxies may each add theirs.
+const OF_PROXIES: [&str; 4] = ["Forwarded", "Via", "X-Forwarded-For", "X-Forwarded-Host"];
+
 /// The head as it goes on, and whatever came along behind it.
 pub(crate) fn passed_on(head: &[u8]) -> Result<Vec<u8>, Refusal> {
     let end = find(head, b"\r\n\r\n").ok_or(Refusal::NotHttp)?;
@@ -53,6 +56,10 @@ pub(crate) fn passed_on(head: &[u8]) -> Result<Vec<u8>, Refusal> {
         if let Some(value) = the_one(&headers, name)? {
             passed.extend([name, ": ", value, "\r\n"]);
         }
+    }
+    let is_proxys = |name: &str| OF_PROXIES.iter().any(|its| its.eq_ignore_ascii_case(name));
+    if headers.iter().any(|(name, _)| is_proxys(name)) {
+        passed.push_str("Via: a proxy\r\n");
     }
     check_framing(&headers, line.ends_with("1.1"))?;
     // What came along begins with the last line's end.

@@ -1,8 +1,10 @@
-//! Who may see and order it: whoever shows `API_TOKEN`.
+//! Who may see and order it: whoever shows `API_TOKEN`; in local mode, whoever is at this machine.
 //!
 //! [`from_owner`] is for looking, [`order_from_owner`] for all that costs money: an order must also
 //! come from our own page, or from a program of the owner's, and never from another site in the
 //! owner's browser. Whoever is refused learns no more than that; each refusal is counted.
+
+use std::net::Ipv4Addr;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -54,6 +56,9 @@ pub(crate) fn order_from_owner(
 }
 
 fn refusal_of_stranger(bridge: &Bridge, request: &tiny_http::Request) -> Option<Reply> {
+    if bridge.config.is_local {
+        return refusal_of_outsider(request);
+    }
     let Some(token) = &bridge.config.api_token else {
         return Some(Reply::text(404, "there is nothing here"));
     };
@@ -71,6 +76,32 @@ fn refusal_of_stranger(bridge: &Bridge, request: &tiny_http::Request) -> Option<
     let ask = ("WWW-Authenticate", "Basic realm=\"callbridge\", charset=\"UTF-8\"".to_owned());
     let error = "send API_TOKEN as Authorization: Bearer … (a browser: as password, any user name)";
     Some(Reply::error(401, error).with([ask]))
+}
+
+/// Local mode listens on this machine alone and asks for no password. A browser here may still have
+/// been told to send something by a page from elsewhere, perhaps under a name that its owner has
+/// made lead here (DNS rebinding); and a proxy here may let others in.
+fn refusal_of_outsider(request: &tiny_http::Request) -> Option<Reply> {
+    let (host, origin) = (header(request, "Host"), header(request, "Origin"));
+    let is_from_here = origin.is_empty()
+        || origin.split_once("://").is_some_and(|(_, from)| from.eq_ignore_ascii_case(host));
+    let is_passed_on = !header(request, "Via").is_empty();
+    if is_this_machine(host) && is_from_here && !is_passed_on {
+        return None;
+    }
+    log!(Warn, "{}: refused, local mode is for this machine's browser alone", path_of(request));
+    refused("other_site");
+    let error = "callbridge is in local mode: open it on its own machine, as http://localhost:PORT";
+    Some(Reply::error(403, error))
+}
+
+fn is_this_machine(host: &str) -> bool {
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+        _ => host,
+    };
+    let is_name = ["localhost", "[::1]"].iter().any(|own| name.eq_ignore_ascii_case(own));
+    is_name || name.parse().is_ok_and(|address: Ipv4Addr| address.is_loopback())
 }
 
 /// A browser adds the password that it has stored to whatever any site makes it send here. So what

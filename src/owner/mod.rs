@@ -11,7 +11,7 @@ use crate::door::reply::Reply;
 use crate::owner::access::{from_owner, order_from_owner};
 use crate::owner::calls::{call_list, call_story};
 use crate::owner::metrics::metrics;
-use crate::owner::orders::{delete_call, offer_again};
+use crate::owner::orders::{delete_journal, offer_again};
 use crate::owner::outgoing::outgoing_call;
 use crate::owner::page::page;
 use crate::owner::phone::{browser_call, browser_stream, browser_stream_ended};
@@ -40,7 +40,7 @@ pub(crate) fn answer(
             from_owner(bridge, request, call_story)
         }
         (Method::Delete, _) if path.starts_with("/calls/") => {
-            order_from_owner(bridge, request, delete_call)
+            order_from_owner(bridge, request, delete_journal)
         }
         (Method::Get | Method::Head, "/metrics") => from_owner(bridge, request, metrics),
         (Method::Post, "/outbox") => order_from_owner(bridge, request, offer_again),

@@ -10,15 +10,15 @@
 //! again. A call that goes on, or may, is not deleted.
 
 use std::fs;
-use std::path::Path;
 
 use serde_json::{Value, json};
 
 use crate::Bridge;
 use crate::door::reply::Reply;
 use crate::parties::twilio::is_sid;
+use crate::parties::ultravox::delete_call;
 use crate::records::delivery::TRANSFER_MAX;
-use crate::records::past::{JournalSlice, PastCall};
+use crate::records::past::PastCall;
 use crate::toolbox::failure::Failure;
 use crate::toolbox::log::{Sid, log};
 
@@ -30,7 +30,7 @@ pub(crate) fn offer_again(bridge: &'static Bridge, _url: &str, _order: &Value) -
 }
 
 /// `DELETE /calls/{sid}`: its journal, and its agents' calls at Ultravox.
-pub(crate) fn delete_call(bridge: &'static Bridge, url: &str, order: &Value) -> Reply {
+pub(crate) fn delete_journal(bridge: &'static Bridge, url: &str, order: &Value) -> Reply {
     let sid = url.split('?').next().unwrap_or_default().trim_start_matches("/calls/");
     let path = Some(sid).filter(|sid| is_sid(sid)).and_then(|sid| bridge.journals.find(sid));
     let Some(path) = path else {
@@ -49,7 +49,8 @@ pub(crate) fn delete_call(bridge: &'static Bridge, url: &str, order: &Value) -> 
         let error = "n8n does not have this transcript yet";
         return Reply::json(409, &json!({"error": error, "undelivered": true}));
     }
-    let gone = agents_of(&path).iter().try_for_each(|agent| bridge.ultravox.delete(agent));
+    let gone =
+        past.agent_ids.iter().try_for_each(|id| delete_call(&bridge.http, &bridge.config, id));
     if let Err(failure) = gone {
         return not_deleted(sid, &failure);
     }
@@ -64,20 +65,4 @@ pub(crate) fn delete_call(bridge: &'static Bridge, url: &str, order: &Value) -> 
 fn not_deleted(sid: &str, failure: &Failure) -> Reply {
     log!(Sid { sid }, Warn, After, "{failure}; nothing was deleted here");
     Reply::error(502, &format!("{failure}; nothing was deleted here"))
-}
-
-/// Ultravox's ids of all agents that the call has had.
-fn agents_of(path: &Path) -> Vec<String> {
-    let (mut agents, mut from) = (Vec::new(), 0);
-    while let Ok(slice) = JournalSlice::read(path, from) {
-        let ids = slice.events.iter().filter(|event| event["event"] == "agent");
-        let ids = ids.filter_map(|event| event["callId"].as_str());
-        let is_id = |id: &&str| id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
-        agents.extend(ids.filter(is_id).filter(|id| !id.is_empty()).map(str::to_owned));
-        from = slice.next;
-        if !slice.more {
-            break;
-        }
-    }
-    agents
 }

@@ -29,6 +29,9 @@ const RINGING_AT_ONCE_MAX: usize = 100;
 /// `{"phoneNumber":"+49…","firstMessage":"…"}`, the second one optional. 201 with `callSid`, or an
 /// error with `error`, and Twilio's `code` where Twilio has refused.
 pub(crate) fn outgoing_call(bridge: &'static Bridge, _url: &str, order: &Value) -> Reply {
+    if bridge.config.is_local {
+        return Reply::error(503, "PUBLIC_URL is not set, so there is no telephone (local mode)");
+    }
     let number = order["phoneNumber"].as_str().unwrap_or_default();
     let first_message = order["firstMessage"].as_str().unwrap_or_default().trim();
     if !is_e164(number) {

@@ -108,9 +108,10 @@ impl Outbox {
         let (given_up, ms) = (self.given_up(), began.elapsed().as_millis());
         log!(Debug, "{count} journals of calls that are not filed, read in {ms} ms"; count, ms);
         if given_up > 0 {
+            let were = if given_up == 1 { "transcript was" } else { "transcripts were" };
             log!(
                 Error,
-                "{given_up} transcripts were never delivered: see callbridge outbox"; given_up
+                "{given_up} {were} never delivered: see callbridge outbox"; given_up
             );
         }
         let file = Arc::new(file);

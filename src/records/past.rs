@@ -36,6 +36,8 @@ pub(crate) struct PastCall {
     pub(crate) stage: String,
     pub(crate) agent_id: String,
     pub(crate) agents: u64,
+    /// Ultravox's ids of all of them.
+    pub(crate) agent_ids: Vec<String>,
     /// None: it did not end, as far as the journal knows.
     pub(crate) ended_by: Option<EndedBy>,
     /// The caller was put through to a person, and what came of it is not known yet.
@@ -89,6 +91,7 @@ impl PastCall {
                 (self.sid, self.number, self.direction) = (call_sid, number, direction);
             }
             Event::Agent { call_id, agent } => {
+                self.agent_ids.push(call_id.clone());
                 (self.agent_id, self.agents) = (call_id, agent);
                 self.transferred = false;
             }

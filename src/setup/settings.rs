@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -58,8 +58,11 @@ const SETTINGS: [&str; 30] = [
 /// What the owner has set. Read once; behind this door nothing looks at the environment.
 pub(crate) struct Config {
     pub(crate) ultravox_api_key: Secret,
-    /// Without a trailing slash: `https://host[:port][/path]`.
+    /// Without a trailing slash: `https://host[:port][/path]`. In local mode the address on this
+    /// machine, once that is known.
     pub(crate) public_url: String,
+    /// `PUBLIC_URL` is not set: no telephone, only the live page's phone, from this machine.
+    pub(crate) is_local: bool,
     pub(crate) n8n_webhook_url: Option<String>,
     pub(crate) port: u16,
     pub(crate) bind: IpAddr,
@@ -119,11 +122,10 @@ impl Config {
                     .required("ULTRAVOX_API_KEY", "get one at app.ultravox.ai, Settings, API keys"),
             ),
             public_url: settings.public_url(),
+            is_local: settings.is_local(),
             n8n_webhook_url: settings.url("N8N_WEBHOOK_URL"),
             port: settings.number("PORT", 8_000, 0, u16::MAX),
-            bind: settings
-                .parsed("BIND", "an IP address such as 0.0.0.0")
-                .unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
+            bind: settings.bind(),
             twilio_auth_token: settings.text("TWILIO_AUTH_TOKEN").map(Secret),
             twilio_account_sid: settings.account_sid("TWILIO_ACCOUNT_SID"),
             twilio_phone_number: settings.phone_number("TWILIO_PHONE_NUMBER"),
@@ -203,6 +205,13 @@ pub(crate) fn settings_in_force() -> (HashMap<String, String>, Vec<String>) {
 }
 
 impl Config {
+    /// A setting of Twilio's is there, so a number is meant to ring.
+    pub(crate) fn has_telephone(&self) -> bool {
+        self.twilio_auth_token.is_some()
+            || self.twilio_account_sid.is_some()
+            || self.twilio_phone_number.is_some()
+    }
+
     /// What others answer may quote what we have sent them, as it is or in JSON.
     pub(crate) fn hide_secrets(&self, text: String) -> String {
         let header = self.n8n_auth_header.as_ref().map(|(_, value)| value);

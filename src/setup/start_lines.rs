@@ -11,7 +11,11 @@ use crate::toolbox::log::log;
 
 pub(crate) fn introduce(config: &Config, agent: &Agent, address: SocketAddr) {
     log!(Info, "callbridge {} listening on {address}", env!("CARGO_PKG_VERSION"));
-    log!(Info, "Twilio's Voice webhook is {}/incoming-call (POST)", config.public_url);
+    if config.is_local {
+        introduce_local_mode(config);
+    } else {
+        log!(Info, "Twilio's Voice webhook is {}/incoming-call (POST)", config.public_url);
+    }
     log!(
         Info,
         "agent {} of {}: {} stages, {} tools, model {}",
@@ -29,6 +33,7 @@ pub(crate) fn introduce(config: &Config, agent: &Agent, address: SocketAddr) {
         config.data_dir.display()
     );
     match config.api_token {
+        _ if config.is_local => {}
         Some(_) => log!(Info, "live page: {}/ (password: API_TOKEN)", config.public_url),
         None => log!(Info, "API_TOKEN is not set: no live page, no outgoing calls"),
     }
@@ -41,7 +46,21 @@ pub(crate) fn introduce(config: &Config, agent: &Agent, address: SocketAddr) {
     if config.ultravox_corpus_id.is_none() {
         log!(Info, "ULTRAVOX_CORPUS_ID is not set: the agent cannot look things up (queryCorpus)");
     }
-    if config.twilio_auth_token.is_none() {
+    if config.twilio_auth_token.is_none() && !config.is_local {
         log!(Warn, "TWILIO_AUTH_TOKEN is not set: anyone can start calls here that you pay for");
     }
+}
+
+fn introduce_local_mode(config: &Config) {
+    let url = &config.public_url;
+    log!(Info, "local mode: open {url}/ on this machine and press \"Test call\" (no password)");
+    let settings = [
+        ("PUBLIC_URL", false),
+        ("TWILIO_AUTH_TOKEN", config.twilio_auth_token.is_some()),
+        ("TWILIO_ACCOUNT_SID", config.twilio_account_sid.is_some()),
+        ("TWILIO_PHONE_NUMBER", config.twilio_phone_number.is_some()),
+    ];
+    let missing: Vec<&str> =
+        settings.iter().filter(|(_, is_set)| !is_set).map(|(name, _)| *name).collect();
+    log!(Info, "for a telephone, set {}; then run callbridge check --fix", missing.join(", "));
 }

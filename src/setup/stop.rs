@@ -9,6 +9,8 @@
 //!   PUBLIC_URL  is "http://pbx.example": must be https, or Twilio cannot open the audio socket
 //! ```
 
+use std::path::Path;
+
 pub(crate) enum Stop {
     /// Exit status 2: a wrong command line, settings or agent file. Fix it and start again.
     Misused(String),
@@ -25,6 +27,17 @@ pub(crate) fn needs_attention(what: &str, complaints: &[String]) -> Stop {
         text.push_str(complaint);
     }
     Stop::Misused(text)
+}
+
+/// `DATA_DIR`, for the commands that read what a server has left there.
+pub(crate) fn existing(data_dir: &Path) -> Result<&Path, Stop> {
+    if data_dir.is_dir() {
+        return Ok(data_dir);
+    }
+    let directory = std::path::absolute(data_dir).unwrap_or_else(|_| data_dir.to_owned());
+    let what = "callbridge: there is no directory";
+    let advice = "set DATA_DIR as the server has it, or go where the server runs";
+    Err(Stop::Failed(format!("{what} {} ({advice})", directory.display())))
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 use std::fmt::Display;
+use std::net::{IpAddr, Ipv4Addr};
 
 use crate::setup::settings::{API_TOKEN_CHARS_MIN, login_in};
 use crate::toolbox::failure::Secret;
@@ -89,11 +90,6 @@ impl Settings {
             // The tunnel is asked for its address once the port is known.
             return NGROK.into();
         }
-        if self.text("PUBLIC_URL").is_none() {
-            let where_from =
-                "the https:// address of your host or tunnel, where Twilio reaches this";
-            self.complain("PUBLIC_URL", format_args!("is missing ({where_from})"));
-        }
         let url = self.url("PUBLIC_URL").unwrap_or_default();
         if login_in(&url).is_some() {
             // It would be printed, and strangers could try out what `/health` signs with it.
@@ -113,6 +109,27 @@ impl Settings {
             self.complain("PUBLIC_URL", format_args!("is \"{url}\": must not have a ? or #"));
         }
         url
+    }
+
+    pub(super) fn is_local(&self) -> bool {
+        self.text("PUBLIC_URL").is_none()
+    }
+
+    /// Local mode asks nobody for a password, so it listens on this machine alone.
+    pub(super) fn bind(&mut self) -> IpAddr {
+        let address = self.parsed("BIND", "an IP address such as 0.0.0.0");
+        if !self.is_local() {
+            return address.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+        }
+        match address {
+            Some(address) if !address.is_loopback() => {
+                let must = "must be 127.0.0.1 or ::1 while PUBLIC_URL is not set (local mode)";
+                self.complain("BIND", format_args!("is \"{address}\": {must}"));
+            }
+            Some(address) => return address,
+            None => {}
+        }
+        IpAddr::V4(Ipv4Addr::LOCALHOST)
     }
 
     pub(super) fn url(&mut self, name: &str) -> Option<String> {

@@ -154,7 +154,7 @@ const ENDS: [&str; 12] = [
 ];
 
 /// Why connections, requests and calls are turned away.
-const REASONS: [&str; 22] = [
+const REASONS: [&str; 23] = [
     "too_many_connections",
     "idle_connection",
     "slow_head",
@@ -164,6 +164,7 @@ const REASONS: [&str; 22] = [
     "tls",
     "not_http",
     "method",
+    "local_mode",
     "signature",
     "call_sid",
     "api_token",

@@ -14,3 +14,4 @@ pub(crate) mod sound;
 pub(crate) mod text;
 pub(crate) mod threads;
 pub(crate) mod time;
+pub(crate) mod waiting;

@@ -3,6 +3,8 @@
 //! What is a number, and how much of one may be shown; how an agent's texts get their `{values}`;
 //! where a long text is cut. Several rooms share these; what only one of them needs stands there.
 
+use std::time::Duration;
+
 /// `+` and 7 to 15 digits (ITU-T E.164).
 pub(crate) fn is_e164(text: &str) -> bool {
     text.strip_prefix('+').is_some_and(|digits| {
@@ -73,6 +75,45 @@ pub(crate) fn cut(text: &str, chars: usize) -> String {
         Some((end, _)) => format!("{}…", text.get(..end).unwrap_or_default()),
         None => text.to_owned(),
     }
+}
+
+/// `1 thing`, `2 things`.
+pub(crate) fn counted(count: usize, one: &str) -> String {
+    format!("{count} {one}{}", if count == 1 { "" } else { "s" })
+}
+
+/// `less than a minute`, `12 minutes`, `1 hour`, `3 days`.
+pub(crate) fn age(of: Duration) -> String {
+    let minutes = usize::try_from(of.as_secs() / 60).unwrap_or(usize::MAX);
+    match minutes {
+        0 => "less than a minute".to_owned(),
+        1..60 => counted(minutes, "minute"),
+        60..2_880 => counted(minutes / 60, "hour"),
+        _ => counted(minutes / 1_440, "day"),
+    }
+}
+
+/// The one that was probably meant: two letters may be wrong, missing or too much, but not half of
+/// them.
+pub(crate) fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
+    let nearest = known.iter().map(|known| (distance(word, known), *known)).min();
+    nearest.filter(|(slips, known)| *slips <= 2 && 2 * slips < known.len()).map(|(_, known)| known)
+}
+
+/// Letters to change, to add or to leave out until they are the same (Levenshtein).
+fn distance(from: &str, to: &str) -> usize {
+    let to: Vec<char> = to.chars().collect();
+    let mut above: Vec<usize> = (0..=to.len()).collect();
+    for (row, letter) in from.chars().enumerate() {
+        let mut line = vec![row + 1];
+        for (other, over) in to.iter().zip(above.windows(2)) {
+            let (&[diagonal, above], Some(&left)) = (over, line.last()) else { continue };
+            let changed = diagonal + usize::from(letter != *other);
+            line.push(changed.min(above + 1).min(left + 1));
+        }
+        above = line;
+    }
+    above.pop().unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -8,10 +8,12 @@ mod disk;
 mod door;
 mod faults;
 mod happy;
+mod local;
 mod log;
 mod metrics;
 mod owner;
 mod sad;
+mod verbs;
 
 use std::error::Error;
 use std::thread;

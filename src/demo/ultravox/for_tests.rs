@@ -18,7 +18,7 @@ impl Ultravox {
         self.shared.board.look(|calls| calls.created.clone())
     }
 
-    /// The ids of the calls that were to be deleted.
+    /// The ids of the calls that were deleted, in order.
     pub fn deleted(&self) -> Vec<String> {
         self.shared.board.look(|calls| calls.deleted.clone())
     }

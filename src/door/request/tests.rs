@@ -28,6 +28,10 @@ fn a_head_goes_on_with_what_is_needed_and_nothing_else() {
             "GET https://x HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
             "GET / HTTP/1.1\r\nConnection: close\r\n\r\n",
         ),
+        (
+            "GET / HTTP/1.1\r\nx-forwarded-for: 1\r\nX-Forwarded-For: 2\r\nVia: v\r\n\r\n",
+            "GET / HTTP/1.1\r\nConnection: close\r\nVia: a proxy\r\n\r\n",
+        ),
         ("OPTIONS * HTTP/1.1\r\n\r\n", "OPTIONS * HTTP/1.1\r\nConnection: close\r\n\r\n"),
         ("GET /a://b/c HTTP/1.1\r\n\r\n", "GET /a://b/c HTTP/1.1\r\nConnection: close\r\n\r\n"),
     ];

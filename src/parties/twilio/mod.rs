@@ -19,7 +19,10 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use ring::hmac;
 
 use crate::door::REQUEST_WITHIN;
+use crate::door::reply::Reply;
 use crate::toolbox::failure::Secret;
+use crate::toolbox::log::log;
+use crate::toolbox::metrics::refused;
 
 /// Twilio drops a webhook's answer after this long.
 pub(crate) const TWILIO_WEBHOOK: Duration = Duration::from_secs(15);
@@ -28,6 +31,13 @@ pub(crate) const TWILIO_WEBHOOK: Duration = Duration::from_secs(15);
 pub(crate) const SHARED_KEY: &str = "X-Twilio-Webhooks-Signature-Settings";
 
 const _: () = assert!(REQUEST_WITHIN.as_secs() > TWILIO_WEBHOOK.as_secs());
+
+/// What Twilio's routes say in local mode, whoever asks: nobody could tell whether it is Twilio.
+pub(crate) fn not_in_use(url: &str) -> Reply {
+    log!(Warn, "{url}: not in use, callbridge is in local mode (PUBLIC_URL is not set)");
+    refused("local_mode");
+    Reply::text(404, "not in use: callbridge is in local mode (PUBLIC_URL is not set)")
+}
 
 /// A form body: name and value pairs, decoded, in the order in which they came.
 pub(crate) struct Form(pub(crate) Vec<(String, String)>);

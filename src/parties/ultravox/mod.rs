@@ -41,7 +41,7 @@ pub(crate) const AGENT_WITHIN: Duration = Duration::from_secs(10);
 const BUSY_RETRY_WITHIN: Duration = Duration::from_secs(1);
 
 /// To delete a call, while the owner waits.
-const DELETE_WITHIN: Duration = Duration::from_secs(5);
+pub(crate) const DELETE_WITHIN: Duration = Duration::from_secs(10);
 
 /// The owner's account at Ultravox.
 pub(crate) struct Ultravox {
@@ -196,22 +196,6 @@ impl Ultravox {
         found
     }
 
-    /// `DELETE /api/calls/{id}`: with all that was said, recorded and staged in it. One that is not
-    /// there is gone already.
-    pub(crate) fn delete(&self, id: &str) -> Result<(), Failure> {
-        let url = format!("{}/api/calls/{id}", self.config.ultravox_api_url);
-        let headers = [("X-API-Key", self.config.ultravox_api_key.reveal())];
-        let within = DELETE_WITHIN;
-        let ask = Ask { method: "DELETE", url: &url, headers: &headers, within, ..Ask::default() };
-        match self.http.ask(Party::Ultravox, &ask)?.status {
-            200..=299 | 404 => Ok(()),
-            status => {
-                let what = format!("{status} when the call was to be deleted");
-                Err(Failure::new(Party::Ultravox, what).advise(advice(status)))
-            }
-        }
-    }
-
     fn look_for_room(&self, within: Duration) -> Result<(), Failure> {
         let url = format!("{}/api/accounts/me", self.config.ultravox_api_url);
         let headers = [("X-API-Key", self.config.ultravox_api_key.reveal())];
@@ -230,6 +214,26 @@ impl Ultravox {
                 Err(Failure::new(Party::Ultravox, what).advise("set MAX_CALLS to fit"))
             }
             _ => Ok(()),
+        }
+    }
+}
+
+/// `DELETE /api/calls/{id}`: the call and all that was said in it, for good. One that is not there
+/// any more is as good as deleted.
+pub(crate) fn delete_call(http: &Http, config: &Config, id: &str) -> Result<(), Failure> {
+    if !id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
+        // It would name another path.
+        return Err(Failure::new(Party::Ultravox, "the journal has no usable id of the call"));
+    }
+    let url = format!("{}/api/calls/{id}", config.ultravox_api_url);
+    let headers = [("X-API-Key", config.ultravox_api_key.reveal())];
+    let within = DELETE_WITHIN;
+    let ask = Ask { method: "DELETE", url: &url, headers: &headers, within, ..Ask::default() };
+    match http.ask(Party::Ultravox, &ask)?.status {
+        200..=299 | 404 => Ok(()),
+        status => {
+            let what = format!("could not delete the call {id}: {status}");
+            Err(Failure::new(Party::Ultravox, what).advise(advice(status)))
         }
     }
 }

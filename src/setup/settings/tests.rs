@@ -47,6 +47,18 @@ fn two_settings_are_enough() {
 }
 
 #[test]
+fn without_an_address_it_is_local_mode() {
+    let local = |bind| settings(&[("PUBLIC_URL", " "), ("BIND", bind)]);
+    let config = local("").ok().unwrap();
+    assert!(config.is_local);
+    assert_eq!(config.bind, IpAddr::V4(Ipv4Addr::LOCALHOST));
+    assert_eq!(local("::1").ok().unwrap().bind.to_string(), "::1");
+    assert!(!settings(&[]).ok().unwrap().is_local);
+    let complaints = local("0.0.0.0").err().unwrap();
+    assert!(complaints[0].starts_with("BIND  is \"0.0.0.0\": must be 127.0.0.1"), "{complaints:?}");
+}
+
+#[test]
 fn an_empty_value_means_not_set() {
     let blank: Vec<(&str, &str)> = SETTINGS
         .into_iter()
@@ -99,7 +111,6 @@ fn a_wrong_setting_is_named_with_what_it_must_be() {
     let number = |least, most| format!("must be a whole number from {least} to {most}");
     let cases = [
         ("ULTRAVOX_API_KEY", "", "is missing (".to_owned()),
-        ("PUBLIC_URL", "", "is missing (".to_owned()),
         ("PUBLIC_URL", "http://pbx.example", "is \"http://pbx.example\": must be https".to_owned()),
         ("PUBLIC_URL", "pbx.example", "must be an address that starts with https://".to_owned()),
         ("PUBLIC_URL", "https://", "must be an address that starts with https://".to_owned()),

@@ -1,7 +1,11 @@
 //! Tables of cases for the small functions on text.
 
+use std::time::Duration;
+
 use crate::records::tap::hidden;
-use crate::toolbox::text::{cut, fill, is_e164, placeholders, shorten, shorten_number};
+use crate::toolbox::text::{
+    age, counted, cut, fill, is_e164, nearest, placeholders, shorten, shorten_number,
+};
 
 #[test]
 fn a_phone_number_is_a_plus_and_7_to_15_digits() {
@@ -96,4 +100,42 @@ fn what_is_cut_or_hidden_is_seen_to_be_so() {
     for odd in ["[1,2]", "7", "null", "{\"media\":7}", "{\"media\":{\"payload\":{}}}", "{"] {
         assert!(hidden(odd, "/media/payload").len() < 40, "{odd}");
     }
+}
+
+#[test]
+fn a_slip_finds_the_word_that_was_meant() {
+    let known = ["check", "demo", "diagram", "--retry", "API_TOKEN"];
+    let cases = [
+        ("chek", Some("check")),
+        ("cehck", Some("check")),
+        ("check", Some("check")),
+        ("dem", Some("demo")),
+        ("digram", Some("diagram")),
+        ("--rety", Some("--retry")),
+        ("API_TOKE", Some("API_TOKEN")),
+        ("serve", None),
+        ("d", None),
+        ("", None),
+        ("größe", None),
+    ];
+    for (word, wanted) in cases {
+        assert_eq!(nearest(word, &known), wanted, "{word}");
+    }
+}
+
+#[test]
+fn figures_and_their_words_agree() {
+    let cases = [
+        (59, "less than a minute"),
+        (60, "1 minute"),
+        (3_599, "59 minutes"),
+        (3_600, "1 hour"),
+        (7_200, "2 hours"),
+        (172_799, "47 hours"),
+        (172_800, "2 days"),
+    ];
+    for (seconds, wanted) in cases {
+        assert_eq!(age(Duration::from_secs(seconds)), wanted);
+    }
+    assert_eq!((counted(0, "line"), counted(1, "line")), ("0 lines".into(), "1 line".into()));
 }

@@ -21,25 +21,25 @@ const SHOWN_EVERY: Duration = Duration::from_secs(1);
 /// Written over with blanks: not every terminal knows how to clear a line.
 const COLUMNS: usize = 70;
 
-pub(super) struct Waiting {
+pub(crate) struct Waiting {
     /// None: nobody looks on.
     told: Option<Sender<&'static str>>,
     thread: Option<thread::JoinHandle<()>>,
 }
 
 impl Waiting {
-    pub(super) fn for_parties(parties: Vec<&'static str>, at_most: Duration) -> Waiting {
+    pub(crate) fn for_parties(parties: Vec<&'static str>, at_most: Duration) -> Waiting {
         if !io::stderr().is_terminal() {
             return Waiting { told: None, thread: None };
         }
         let (told, hear) = mpsc::channel();
         let showing = move || show(parties, at_most, &hear);
         // Without a thread there is only no progress.
-        let thread = thread::Builder::new().name("check waiting".into()).spawn(showing).ok();
+        let thread = thread::Builder::new().name("waiting".into()).spawn(showing).ok();
         Waiting { told: Some(told), thread }
     }
 
-    pub(super) fn answered(&self, party: &'static str) {
+    pub(crate) fn answered(&self, party: &'static str) {
         if self.told.as_ref().is_some_and(|told| told.send(party).is_err()) {
             // Everybody has answered, or there is no thread.
         }
