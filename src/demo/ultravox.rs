@@ -78,6 +78,8 @@ pub(super) struct Calls {
     account_asked: usize,
     /// Ids that were to be deleted, whatever the answer.
     deleted: Vec<String>,
+    #[cfg(test)]
+    refuse_deletes: Option<Reply>,
     /// Answers to GET by path, in the place of the standing ones.
     told: HashMap<String, Reply>,
 }
@@ -174,6 +176,10 @@ impl UltravoxState {
     fn delete(&self, request: &HttpRequest) -> Reply {
         if request.header("x-api-key") != Some(API_KEY) {
             return Reply::json(403, &json!({"detail": "Invalid API key"}));
+        }
+        #[cfg(test)]
+        if let Some(refusal) = self.board.look(|calls| calls.refuse_deletes.clone()) {
+            return refusal;
         }
         let id = request.path().trim_start_matches("/api/calls/").to_owned();
         let is_known = self.board.change(|calls| {
