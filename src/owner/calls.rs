@@ -155,7 +155,8 @@ impl Filter {
                 page.push(Summary::of_past(bridge, call));
             }
         }
-        let next = if known.is_complete { None } else { last.map(str::to_owned) };
+        // What is not known yet is asked for again.
+        let next = (!known.is_complete).then(|| last.unwrap_or(before).to_owned());
         (page, next)
     }
 
