@@ -78,6 +78,8 @@ pub(super) struct Calls {
     /// Calls that are gone for good, by their ids.
     deleted: Vec<String>,
     account_asked: usize,
+    #[cfg(test)]
+    refuse_deletes: Option<Reply>,
     /// Answers to GET by path, in the place of the standing ones.
     told: HashMap<String, Reply>,
 }
@@ -174,6 +176,10 @@ impl UltravoxState {
     fn delete(&self, request: &HttpRequest) -> Reply {
         if request.header("x-api-key") != Some(API_KEY) {
             return Reply::json(403, &json!({"detail": "Invalid API key"}));
+        }
+        #[cfg(test)]
+        if let Some(refusal) = self.board.look(|calls| calls.refuse_deletes.clone()) {
+            return refusal;
         }
         let id = request.path().strip_prefix("/api/calls/").unwrap_or_default().to_owned();
         self.board.change(|calls| {

@@ -7,6 +7,7 @@
 //! where to go on. Nothing here changes a call.
 
 use std::fs;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -30,6 +31,8 @@ use crate::{Bridge, Call};
 /// Past calls on one page of `/calls`, and how many it has unless told.
 const CALLS_A_PAGE_MAX: usize = 200;
 const CALLS_A_PAGE: usize = 50;
+/// A transcript that waits for longer was not just sent off.
+const ON_ITS_WAY: Duration = Duration::from_secs(2);
 /// Of journals that are read for one answer to a search.
 const SEARCH_BYTES_MAX: u64 = 32 * 1_024 * 1_024;
 
@@ -99,7 +102,11 @@ pub(crate) fn call_list(bridge: &'static Bridge, request: &tiny_http::Request) -
         "publicUrl": bridge.config.public_url,
         "maxCalls": bridge.config.max_calls,
         "draining": !bridge.takes_calls(),
-        "outbox": {"waiting": bridge.outbox.waiting(), "givenUp": bridge.outbox.given_up()},
+        "outbox": {
+            "waiting": bridge.outbox.waiting(),
+            "givenUp": bridge.outbox.given_up(),
+            "isLate": bridge.outbox.oldest() > ON_ITS_WAY,
+        },
         "agent": agent_in_short(&bridge.agent),
         "past": past,
         "next": next,
@@ -148,7 +155,8 @@ impl Filter {
                 page.push(Summary::of_past(bridge, call));
             }
         }
-        let next = if known.is_complete { None } else { last.map(str::to_owned) };
+        // What is not known yet is asked for again.
+        let next = (!known.is_complete).then(|| last.unwrap_or(before).to_owned());
         (page, next)
     }
 

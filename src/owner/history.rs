@@ -16,8 +16,8 @@ use crate::toolbox::threads::lock;
 use crate::toolbox::time::in_seconds;
 
 /// Journals that one look reads at most, and how much of them.
-const READ_AT_ONCE_MAX: usize = 2_000;
-const READ_BYTES_AT_ONCE_MAX: u64 = 32 * 1_024 * 1_024;
+const READ_AT_ONCE_MAX: usize = 500;
+const READ_BYTES_AT_ONCE_MAX: u64 = 16 * 1_024 * 1_024;
 
 /// What was read of the journals so far, and how long each was then.
 #[derive(Default)]

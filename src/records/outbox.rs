@@ -50,7 +50,7 @@ pub(crate) struct Outbox {
     has_n8n: bool,
     deliveries: Mutex<Deliveries>,
     changed: Condvar,
-    /// Transcripts that are kept and no longer tried, when the journals were last looked through.
+    /// Transcripts that are kept and no longer tried.
     given_up: AtomicUsize,
 }
 

@@ -12,6 +12,7 @@ mod local;
 mod log;
 mod metrics;
 mod owner;
+mod page;
 mod sad;
 mod verbs;
 

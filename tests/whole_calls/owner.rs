@@ -21,13 +21,13 @@ use crate::demo::{
 };
 use crate::{CALLER, Outcome, at_the_same_time, connect, wishes};
 
-const TOKEN: &str = "0123456789abcdef-owner";
+pub const TOKEN: &str = "0123456789abcdef-owner";
 const JSON: (&str, &str) = ("Content-Type", "application/json");
 const COLLEAGUE: &str = "+4930555666";
 /// For what takes a quarter of a minute by itself.
 const LONG_PATIENCE: Duration = Duration::from_mins(1);
 
-fn builder() -> WorldBuilder {
+pub fn builder() -> WorldBuilder {
     World::builder(env!("CARGO_BIN_EXE_callbridge")).setting("API_TOKEN", TOKEN)
 }
 
@@ -46,7 +46,7 @@ fn look(world: &World, path: &str) -> Result<HttpAnswer, Trouble> {
 }
 
 #[track_caller]
-fn look_json(world: &World, path: &str) -> Result<Value, Trouble> {
+pub fn look_json(world: &World, path: &str) -> Result<Value, Trouble> {
     let answer = look(world, path)?;
     assert_eq!(answer.status, 200, "{path}: {}", answer.text());
     Ok(answer.json())
@@ -54,7 +54,7 @@ fn look_json(world: &World, path: &str) -> Result<Value, Trouble> {
 
 /// As the page posts.
 #[track_caller]
-fn post(world: &World, path: &str, body: &Value) -> Result<HttpAnswer, Trouble> {
+pub fn post(world: &World, path: &str, body: &Value) -> Result<HttpAnswer, Trouble> {
     let basic = basic();
     let headers = [
         ("Authorization", basic.as_str()),

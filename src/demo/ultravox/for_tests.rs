@@ -23,6 +23,15 @@ impl Ultravox {
         self.shared.board.look(|calls| calls.deleted.clone())
     }
 
+    /// Answers every wish to delete a call with this, until it may be again.
+    pub fn refuse_deletes(&self, reply: &Reply) {
+        self.shared.board.change(|calls| calls.refuse_deletes = Some(reply.clone()));
+    }
+
+    pub fn allow_deletes(&self) {
+        self.shared.board.change(|calls| calls.refuse_deletes = None);
+    }
+
     /// How many requests for a call have come, refused ones included.
     pub fn requests(&self) -> usize {
         self.shared.board.look(|calls| calls.requests)

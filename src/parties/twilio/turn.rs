@@ -3,7 +3,7 @@
 //! A [`Turn`] is told when the caller and the agent are loud, and when the agent gives up a
 //! sentence. An answer is measured from the caller's last loud frame to the agent's next loud one:
 //! that is what the caller notices. What is said into the agent's sentence counts for nothing, such
-//! as an "mm-hm", unless the agent stops for it.
+//! as an "mm-hm", unless the agent stops for it; and the greeting answers nobody.
 
 use std::time::{Duration, Instant};
 
@@ -17,6 +17,7 @@ pub(super) struct Turn {
     caller_loud_at: Option<Instant>,
     /// The same, while the agent owes an answer to it.
     waits_since: Option<Instant>,
+    has_greeted: bool,
     /// When the caller will have heard the agent out.
     agent_until: Option<Instant>,
 }
@@ -32,8 +33,9 @@ impl Turn {
     /// How long the caller has waited, if this begins an answer.
     pub(super) fn agent_is_loud(&mut self, at: Instant, until: Instant) -> Option<Duration> {
         self.agent_until = Some(until);
+        let is_greeting = !std::mem::replace(&mut self.has_greeted, true);
         let waited = at.saturating_duration_since(self.waits_since.take()?);
-        (waited <= ANSWER_MAX).then_some(waited)
+        (waited <= ANSWER_MAX && !is_greeting).then_some(waited)
     }
 
     /// The agent has given up what it was saying.

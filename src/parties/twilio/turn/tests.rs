@@ -9,6 +9,7 @@ const fn ms(ms: u64) -> Duration {
 #[test]
 fn an_answer_is_measured_from_the_callers_last_loud_frame() {
     let (mut turn, start) = (Turn::default(), Instant::now());
+    turn.caller_is_loud(start);
     assert_eq!(turn.agent_is_loud(start, start + ms(500)), None, "the greeting answers nobody");
     for at in [1_000, 1_020, 1_400] {
         turn.caller_is_loud(start + ms(at));
@@ -33,6 +34,7 @@ fn what_is_said_into_the_agents_sentence_is_a_turn_only_if_the_agent_stops() {
 #[test]
 fn an_agent_that_speaks_up_by_itself_answers_nobody() {
     let (mut turn, start) = (Turn::default(), Instant::now());
+    turn.agent_is_loud(start, start);
     turn.caller_is_loud(start);
     let at = start + ms(31_000);
     assert_eq!(turn.agent_is_loud(at, at + ms(2_000)), None);
