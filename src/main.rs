@@ -119,7 +119,7 @@ use crate::around::shutdown::{Phase, await_end};
 use crate::door::health::Identity;
 use crate::door::reply::{Reply, header, read_body};
 use crate::door::{Hall, Visitor};
-use crate::owner::access::{from_owner, order_from_owner};
+use crate::owner::access::{from_owner, from_prometheus, order_from_owner};
 use crate::owner::calls::{call_list, call_story};
 use crate::owner::lines::{Admission, Calls, LineInUse};
 use crate::owner::metrics::metrics;
@@ -149,7 +149,7 @@ use crate::setup::stop::{Stop, needs_attention};
 use crate::setup::values::NGROK;
 use crate::toolbox::failure::{Failure, Party};
 use crate::toolbox::http::{Http, tls_config, trusted_roots};
-use crate::toolbox::log::{Sid, complain, log, log_as, log_aside, say};
+use crate::toolbox::log::{Sid, complain, log, log_as, log_aside, log_refusal, log_stranger, say};
 use crate::toolbox::metrics::{
     ANSWER_TIME, BROKEN_LINES, CALLS, DEAD_AIR, Relayed, TOOL_TIME, TOOLS, refused,
 };
@@ -357,11 +357,12 @@ fn route(bridge: &'static Bridge, request: &mut tiny_http::Request) -> Reply {
         (Method::Get | Method::Head, _) if path.starts_with("/calls/") => {
             from_owner(bridge, request, call_story)
         }
-        (Method::Get | Method::Head, "/metrics") => from_owner(bridge, request, metrics),
+        (Method::Get | Method::Head, "/metrics") => from_prometheus(bridge, request, metrics),
         (Method::Get | Method::Head, "/ready") => ready(bridge),
         (_, "/incoming-call" | "/stream-ended" | "/call-status") => {
-            log!(Warn, "{} {path}: Twilio's webhook must be set to HTTP POST", request.method());
-            refused("method");
+            let method = request.method();
+            let hint = "Twilio's webhook must be set to HTTP POST";
+            log_refusal("method", format_args!("{method} {path}: {hint}"));
             Reply::text(405, "use POST (in Twilio's console: \"HTTP POST\" beside the webhook)")
         }
         _ => Reply::text(404, "there is nothing here"),
@@ -393,13 +394,9 @@ fn from_twilio(
         let signature = header(request, "X-Twilio-Signature");
         let url = format!("{}{}", bridge.config.public_url, request.url());
         if !signature_is_valid(token, &url, &form, signature) {
-            log!(
-                Warn,
-                "{url}: Twilio's signature is {}: check TWILIO_AUTH_TOKEN, and that PUBLIC_URL is \
-                 the address Twilio calls",
-                if signature.is_empty() { "missing" } else { "wrong" }
-            );
-            refused("signature");
+            let is = if signature.is_empty() { "missing" } else { "wrong" };
+            let hint = "check TWILIO_AUTH_TOKEN, and that PUBLIC_URL is the address Twilio calls";
+            log_refusal("signature", format_args!("{url}: Twilio's signature is {is}: {hint}"));
             return Reply::text(403, "the signature is missing or wrong");
         }
     }
@@ -412,8 +409,7 @@ fn from_twilio(
 fn incoming_call(bridge: &'static Bridge, form: &Form) -> Reply {
     let sid = form.get("CallSid");
     if !is_sid(sid) {
-        log!(Warn, "/incoming-call without a usable CallSid");
-        refused("call_sid");
+        log_refusal("call_sid", "/incoming-call without a usable CallSid");
         return Reply::text(400, "CallSid is missing or malformed");
     }
     let ringing = bridge.ringing.take(form.get("outgoing"));
@@ -965,17 +961,16 @@ const NEXT_STREAM_WITHIN: Duration = Duration::from_secs(15);
 fn media_stream(bridge: &'static Bridge, visitor: &Visitor, head: Vec<u8>) {
     let socket = match stream::accept(&visitor.socket, head, &bridge.config) {
         Ok(socket) => socket,
-        Err(why) => return log!(Warn, "/media-stream was refused: {why}"),
+        Err(why) => return log_stranger(format_args!("/media-stream was refused: {why}")),
     };
     let refuse = |reason: &str, why: &str| {
-        refused(reason);
-        log!(Warn, "a media stream was closed: {why}");
+        log_refusal(reason, format_args!("a media stream was closed: {why}"));
         socket.close(CloseCode::Policy, why);
         socket.await_close();
     };
     let (start, wire) = match stream::await_start(&socket) {
         Ok(Some(start)) => start,
-        Ok(None) => return log!(Info, "a media stream said goodbye before its start"),
+        Ok(None) => return log!(Debug, "a media stream said goodbye before its start"),
         Err(why) => return refuse("no_start", &why),
     };
     if !start.has_our_sound() {
