@@ -951,7 +951,8 @@ impl Call {
 //           {"event":"start","streamSid":"MZ…","start":{"callSid":"CA9f3c…","mediaFormat":
 //            {"encoding":"audio/x-mulaw","sampleRate":8000},"customParameters":{"token":"5d8e…"}}}
 // Out:      the caller's leg, in the hands of the call that waits for exactly this token.
-// Fails:    with close code 1008 for everyone who has no token; nothing is created for them.
+// Fails:    with close code 1008 for everyone who has no token (1002, 1003, 1007, 1009 if it is not
+//           even a message we could read); nothing is created for them.
 // Not here: a second chance. A token opens one stream.
 
 /// From a broken stream of Twilio's to the next one. Then the caller counts as lost.
