@@ -276,6 +276,22 @@ fn a_stop_that_is_none_is_explained() -> Outcome {
     Ok(())
 }
 
+// --- A line -----------------------------------------------------------------------------
+
+/// What others have sent may be quoted, but not for ever, and it steers nobody's terminal.
+#[test]
+fn a_line_is_one_line_and_has_an_end() -> Outcome {
+    let world = builder().start()?;
+    let call = connect(&world)?;
+    let event = format!("+4930123456\n\u{1b}[2J\u{202e}{}", "long".repeat(2_000));
+    call.phone.send_text(&json!({"event": event}).to_string())?;
+    let line = world.bridge.wait_for_log("Twilio sent \"+49")?;
+    assert!(line.contains("Twilio sent \"+49…3456  [2J longlong"), "{line:.200}");
+    // The text, and what stands before each.
+    assert!((1_000..1_100).contains(&line.chars().count()), "{}", line.chars().count());
+    Ok(())
+}
+
 // --- What strangers cause -------------------------------------------------------------
 
 /// Of each kind. A stranger could send thousands a second.
