@@ -155,7 +155,7 @@ use crate::setup::start_lines::introduce;
 use crate::setup::stop::{Stop, needs_attention};
 use crate::toolbox::failure::{Failure, Party};
 use crate::toolbox::http::{Http, tls_config, trusted_roots};
-use crate::toolbox::log::{Sid, Step, complain, log, log_as, log_aside};
+use crate::toolbox::log::{Sid, Step, complain, log, log_as, log_aside, log_refusal, log_stranger};
 use crate::toolbox::metrics::{
     ANSWER_TIME, BROKEN_LINES, CALLS, DEAD_AIR, Relayed, TOOL_TIME, TOOLS, refused,
 };
@@ -335,8 +335,9 @@ fn route(bridge: &'static Bridge, request: &mut tiny_http::Request) -> Reply {
         (Method::Post, "/call-status") => from_twilio(bridge, request, call_status),
         (Method::Get | Method::Head, "/ready") => ready(bridge),
         (_, "/incoming-call" | "/stream-ended" | "/call-status") => {
-            log!(Warn, "{} {path}: Twilio's webhook must be set to HTTP POST", request.method());
-            refused("method");
+            let method = request.method();
+            let hint = "Twilio's webhook must be set to HTTP POST";
+            log_refusal("method", format_args!("{method} {path}: {hint}"));
             Reply::text(405, "use POST (in Twilio's console: \"HTTP POST\" beside the webhook)")
         }
         _ => owner::answer(bridge, request, path),
@@ -371,9 +372,8 @@ fn from_twilio(
         let signature = header(request, "X-Twilio-Signature");
         let url = format!("{}{}", bridge.config.public_url, request.url());
         if !signature_is_valid(token, &url, &form, signature) {
-            let shared_key = header(request, SHARED_KEY);
-            log!(Warn, "{url}: {}", why_invalid(signature, shared_key));
-            refused("signature");
+            let why = why_invalid(signature, header(request, SHARED_KEY));
+            log_refusal("signature", format_args!("{url}: {why}"));
             twilio_has_called(signature, false);
             return Reply::text(403, "the signature is missing or wrong");
         }
@@ -388,8 +388,7 @@ fn from_twilio(
 fn incoming_call(bridge: &'static Bridge, form: &Form) -> Reply {
     let sid = form.get("CallSid");
     if !is_sid(sid) {
-        log!(Warn, "/incoming-call without a usable CallSid");
-        refused("call_sid");
+        log_refusal("call_sid", "/incoming-call without a usable CallSid");
         return Reply::text(400, "CallSid is missing or malformed");
     }
     let ringing = bridge.ringing.take(form.get("outgoing"));
@@ -935,7 +934,8 @@ impl Call {
 //           {"event":"start","streamSid":"MZ…","start":{"callSid":"CA9f3c…","mediaFormat":
 //            {"encoding":"audio/x-mulaw","sampleRate":8000},"customParameters":{"token":"5d8e…"}}}
 // Out:      the caller's leg, in the hands of the call that waits for exactly this token.
-// Fails:    with close code 1008 for everyone who has no token; nothing is created for them.
+// Fails:    with close code 1008 for everyone who has no token (1002, 1003, 1007, 1009 if it is not
+//           even a message we could read); nothing is created for them.
 // Not here: a second chance. A token opens one stream.
 
 /// From a broken stream of Twilio's to the next one. Then the caller counts as lost.
@@ -945,17 +945,16 @@ const NEXT_STREAM_WITHIN: Duration = Duration::from_secs(15);
 fn media_stream(bridge: &'static Bridge, visitor: &Visitor, head: Vec<u8>) {
     let socket = match stream::accept(&visitor.socket, head, &bridge.config) {
         Ok(socket) => socket,
-        Err(why) => return log!(Warn, "/media-stream was refused: {why}"),
+        Err(why) => return log_stranger(format_args!("/media-stream was refused: {why}")),
     };
     let refuse = |reason: &str, why: &str| {
-        refused(reason);
-        log!(Warn, "a media stream was closed: {why}");
+        log_refusal(reason, format_args!("a media stream was closed: {why}"));
         socket.close(CloseCode::Policy, why);
         socket.await_close();
     };
     let (start, wire) = match stream::await_start(&socket) {
         Ok(Some(start)) => start,
-        Ok(None) => return log!(Info, "a media stream said goodbye before its start"),
+        Ok(None) => return log!(Debug, "a media stream said goodbye before its start"),
         Err(why) => return refuse("no_start", &why),
     };
     if !start.has_our_sound() {

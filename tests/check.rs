@@ -266,6 +266,12 @@ fn mistakes_in_settings_are_all_named_and_the_rest_is_looked_at() -> Outcome {
     report.names("skipped", "PUBLIC_URL", "health", "no address yet", "set PUBLIC_URL first");
     report.leaves_the_others_alone(&before, &["settings", "PUBLIC_URL", "Twilio"]);
 
+    let report = house.look(&[("API_TOKEN", "passwordpassword")])?;
+    report.blames("settings", "API_TOKEN", "is too easy to guess", "openssl rand -hex 16");
+    report.leaves_the_others_alone(&before, &["settings"]);
+    let report = house.look(&[("METRICS_TOKEN", API_TOKEN)])?;
+    report.blames("settings", "METRICS_TOKEN", "the same as API_TOKEN", "another one");
+
     let plain = house.front.url.replacen("https", "http", 1);
     let report = house.look(&[("PUBLIC_URL", &plain)])?;
     report.blames("settings", "PUBLIC_URL", "is \"http://", "must be https");

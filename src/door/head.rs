@@ -8,8 +8,7 @@ use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::time::{Duration, Instant};
 
-use crate::toolbox::log::log;
-use crate::toolbox::metrics::refused;
+use crate::toolbox::log::{log, log_refusal};
 use crate::toolbox::socket::{READ_BYTES, is_timeout, shut};
 
 /// The head of a request. A longer one is refused with 431.
@@ -62,8 +61,7 @@ impl Refusal {
             Refusal::NotHttp => ("not_http", "400 Bad Request", "this is not HTTP/1.1"),
             Refusal::Unclear(why) => ("not_http", "400 Bad Request", *why),
         };
-        refused(reason);
-        log!(Warn, "a connection was closed: {why}");
+        log_refusal(reason, format_args!("a connection was closed: {why}"));
         let answer = format!(
             "HTTP/1.1 {status}\r\nContent-Type: text/plain\r\nConnection: close\r\n\
              Content-Length: {}\r\n\r\n{why}\n",

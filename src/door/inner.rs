@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use crate::door::head::{HEAD_BYTES_MAX, announced_body, find};
 use crate::door::reply::BODY_BYTES_MAX;
 use crate::door::{ACCEPT_PAUSE, Door, Visitor};
-use crate::toolbox::log::log;
+use crate::toolbox::log::{log, log_stranger};
 use crate::toolbox::socket::{READ_BYTES, WRITE_WITHIN, is_timeout, shut};
 use crate::toolbox::threads::{join, lock, spawn, spawn_for_good};
 
@@ -32,9 +32,9 @@ pub(super) fn pass_to_http(door: &Door, visitor: &Arc<Visitor>, head: &[u8]) -> 
     let socket = &visitor.socket;
     let inner = Arc::new(connect_to_http(door)?);
     inner.set_nodelay(true)?;
+    inner.set_write_timeout(Some(WRITE_WITHIN))?;
     for side in [&**socket, &*inner] {
         side.set_read_timeout(Some(REQUEST_WITHIN))?;
-        side.set_write_timeout(Some(WRITE_WITHIN))?;
     }
     (&*inner).write_all(head)?;
 
@@ -185,7 +185,7 @@ fn open_http(door: &Door) -> io::Result<Arc<tiny_http::Server>> {
 fn answer_aside(door: &'static Door, mut request: tiny_http::Request) {
     let answer = move || door.hall.answer(&mut request).send(request);
     if let Err(error) = spawn("request".into(), answer) {
-        log!(Error, "a request was dropped: {error}");
+        log_stranger(format_args!("a request was dropped: {error}"));
     }
 }
 

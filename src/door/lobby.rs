@@ -7,10 +7,10 @@
 use std::collections::VecDeque;
 use std::io;
 use std::net::TcpStream;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use crate::toolbox::log::log;
+use crate::toolbox::log::log_refusal;
 use crate::toolbox::metrics::refused;
 use crate::toolbox::socket::shut;
 use crate::toolbox::threads::lock;
@@ -24,8 +24,6 @@ pub(super) struct Lobby {
     most: usize,
     inside: AtomicUsize,
     undecided: Mutex<VecDeque<Arc<TcpStream>>>,
-    /// Said once for each time that it fills up.
-    crowded: AtomicBool,
 }
 
 /// One connection's stay. Dropping it makes room.
@@ -36,12 +34,7 @@ pub(crate) struct Visitor {
 
 impl Lobby {
     pub(super) fn for_at_most(most: usize) -> Lobby {
-        Lobby {
-            most,
-            inside: AtomicUsize::new(0),
-            undecided: Mutex::default(),
-            crowded: AtomicBool::new(false),
-        }
+        Lobby { most, inside: AtomicUsize::new(0), undecided: Mutex::default() }
     }
 
     pub(super) fn enter(&'static self, socket: &Arc<TcpStream>) -> io::Result<Visitor> {
@@ -58,10 +51,10 @@ impl Lobby {
         {
             // Its thread wakes up with an end of file.
             shut(&oldest);
-            refused("idle_connection");
-            if !self.crowded.swap(true, Ordering::SeqCst) {
-                log!(Warn, "more than {UNDECIDED_MAX} connections idle; the oldest make room");
-            }
+            log_refusal(
+                "idle_connection",
+                format_args!("more than {UNDECIDED_MAX} connections idle; the oldest make room"),
+            );
         }
         Ok(visitor)
     }
@@ -78,8 +71,8 @@ impl Visitor {
     pub(crate) fn is_decided(&self) {
         let mut undecided = lock(&self.lobby.undecided);
         undecided.retain(|socket| !Arc::ptr_eq(socket, &self.socket));
-        if undecided.len() < UNDECIDED_MAX / 2 {
-            self.lobby.crowded.store(false, Ordering::SeqCst);
-        }
     }
 }
+
+#[cfg(test)]
+mod tests;

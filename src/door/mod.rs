@@ -32,7 +32,7 @@ use crate::door::inner::{pass_to_http, start_http};
 use crate::door::lobby::Lobby;
 use crate::door::reply::Reply;
 use crate::door::request::passed_on;
-use crate::toolbox::log::log;
+use crate::toolbox::log::{log, log_stranger};
 use crate::toolbox::socket::WRITE_WITHIN;
 use crate::toolbox::threads::{spawn_for_call, spawn_for_good};
 
@@ -81,7 +81,7 @@ fn accept_all(door: &'static Door, listener: &TcpListener) -> ! {
             Ok((socket, _)) => {
                 said = false;
                 if let Err(error) = admit(door, socket) {
-                    log!(Warn, "a connection was turned away: {error}");
+                    log_stranger(format_args!("a connection was turned away: {error}"));
                 }
             }
             Err(error) => {
@@ -114,3 +114,6 @@ fn admit(door: &'static Door, socket: TcpStream) -> io::Result<()> {
     })
     .map(drop)
 }
+
+#[cfg(test)]
+mod tests;

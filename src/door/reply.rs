@@ -6,8 +6,7 @@ use std::io::Read;
 
 use serde_json::{Value, json};
 
-use crate::toolbox::log::log;
-use crate::toolbox::metrics::refused;
+use crate::toolbox::log::{log, log_refusal};
 
 /// The body of a webhook. Twilio's are under 4 KiB; a longer one is refused with 413.
 pub(super) const BODY_BYTES_MAX: usize = 64 * 1_024;
@@ -70,13 +69,16 @@ pub(crate) fn read_body(request: &mut tiny_http::Request) -> Result<Vec<u8>, Rep
     let mut body = Vec::new();
     let limit = BODY_BYTES_MAX as u64 + 1;
     if let Err(error) = request.as_reader().take(limit).read_to_end(&mut body) {
-        log!(Warn, "{}: the body did not arrive: {error}", request.url());
-        refused("no_body");
+        let path = path_of(request);
+        log_refusal("no_body", format_args!("{path}: the body did not arrive: {error}"));
         return Err(Reply::error(400, "the body did not arrive"));
     }
     if body.len() > BODY_BYTES_MAX {
-        log!(Warn, "{}: the body is longer than {BODY_BYTES_MAX} bytes", request.url());
-        refused("long_body");
+        let path = path_of(request);
+        log_refusal(
+            "long_body",
+            format_args!("{path}: the body is longer than {BODY_BYTES_MAX} bytes"),
+        );
         return Err(Reply::error(413, "the body is too long"));
     }
     Ok(body)

@@ -2,9 +2,16 @@
 //!
 //! [`from_owner`] is for looking, [`order_from_owner`] for all that costs money: an order must also
 //! come from our own page, or from a program of the owner's, and never from another site in the
-//! owner's browser. Whoever is refused learns no more than that; each refusal is counted.
+//! owner's browser. [`from_prometheus`] takes `METRICS_TOKEN` as well, for figures only. Whoever is
+//! refused learns no more than that; each refusal is counted.
+//!
+//! A wrong token is answered late, one after the other, so that guessing takes its time. The right
+//! one never waits for that. The tokens themselves are long enough (`setup::values`).
 
 use std::net::Ipv4Addr;
+use std::sync::Mutex;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -13,8 +20,15 @@ use subtle::ConstantTimeEq as _;
 
 use crate::Bridge;
 use crate::door::reply::{Reply, header, path_of, private, read_body};
-use crate::toolbox::log::log;
+use crate::toolbox::failure::Secret;
+use crate::toolbox::log::{log, log_refusal};
 use crate::toolbox::metrics::refused;
+use crate::toolbox::threads::lock;
+
+/// Of wrong tokens, one is answered in this time, over however many connections they come.
+const WRONG_TOKEN_EVERY: Duration = Duration::from_millis(100);
+/// Wrong tokens that wait for their answer at once, each with its threads. One more gets 429.
+const WRONG_TOKENS_MAX: u32 = 64;
 
 /// What belongs to the owner alone asks for `API_TOKEN`: as `Bearer`, or as the password of
 /// `Basic`, which browsers can. Without the setting there is nothing here.
@@ -23,7 +37,20 @@ pub(crate) fn from_owner(
     request: &tiny_http::Request,
     handle: fn(&'static Bridge, &tiny_http::Request) -> Reply,
 ) -> Reply {
-    match refusal_of_stranger(bridge, request) {
+    match refusal_of_stranger(bridge, request, "API_TOKEN", &[&bridge.config.api_token]) {
+        Some(refusal) => refusal,
+        None => handle(bridge, request).with(private()),
+    }
+}
+
+/// The same for figures, which have a token of their own beside.
+pub(crate) fn from_prometheus(
+    bridge: &'static Bridge,
+    request: &tiny_http::Request,
+    handle: fn(&'static Bridge, &tiny_http::Request) -> Reply,
+) -> Reply {
+    let tokens = [&bridge.config.api_token, &bridge.config.metrics_token];
+    match refusal_of_stranger(bridge, request, "METRICS_TOKEN or API_TOKEN", &tokens) {
         Some(refusal) => refusal,
         None => handle(bridge, request).with(private()),
     }
@@ -36,9 +63,8 @@ pub(crate) fn order_from_owner(
     request: &mut tiny_http::Request,
     handle: fn(&'static Bridge, &str, &Value) -> Reply,
 ) -> Reply {
-    if let Some(refusal) =
-        refusal_of_stranger(bridge, request).or_else(|| refusal_of_other_site(bridge, request))
-    {
+    let refusal = refusal_of_stranger(bridge, request, "API_TOKEN", &[&bridge.config.api_token]);
+    if let Some(refusal) = refusal.or_else(|| refusal_of_other_site(bridge, request)) {
         return refusal;
     }
     let body = match read_body(request) {
@@ -55,27 +81,53 @@ pub(crate) fn order_from_owner(
     }
 }
 
-fn refusal_of_stranger(bridge: &Bridge, request: &tiny_http::Request) -> Option<Reply> {
+fn refusal_of_stranger(
+    bridge: &Bridge,
+    request: &tiny_http::Request,
+    wanted: &str,
+    tokens: &[&Option<Secret>],
+) -> Option<Reply> {
     if bridge.config.is_local {
         return refusal_of_outsider(request);
     }
-    let Some(token) = &bridge.config.api_token else {
+    let mut tokens = tokens.iter().copied().flatten().peekable();
+    if tokens.peek().is_none() {
         return Some(Reply::text(404, "there is nothing here"));
-    };
+    }
     let shown = shown_token(header(request, "Authorization")).unwrap_or_default();
-    if bool::from(token.reveal().as_bytes().ct_eq(shown.as_bytes())) {
+    if tokens.any(|token| bool::from(token.reveal().as_bytes().ct_eq(shown.as_bytes()))) {
         return None;
     }
-    refused("api_token");
+    let path = path_of(request);
     if header(request, "Authorization").is_empty() {
         // So every browser begins.
-        log!(Debug, "{}: API_TOKEN is asked for", path_of(request));
+        log!(Debug, "{path}: {wanted} is asked for");
+        refused("api_token");
     } else {
-        log!(Warn, "{}: API_TOKEN is missing or wrong", path_of(request));
+        log_refusal("api_token", format_args!("{path}: {wanted} is missing or wrong"));
+        if !await_turn() {
+            let later = ("Retry-After", "10".to_owned());
+            return Some(Reply::error(429, "too many wrong tokens at once").with([later]));
+        }
     }
     let ask = ("WWW-Authenticate", "Basic realm=\"callbridge\", charset=\"UTF-8\"".to_owned());
-    let error = "send API_TOKEN as Authorization: Bearer … (a browser: as password, any user name)";
-    Some(Reply::error(401, error).with([ask]))
+    let how = "as Authorization: Bearer … (a browser: as password, any user name)";
+    Some(Reply::error(401, &format!("send {wanted} {how}")).with([ask]))
+}
+
+/// False: there are too many before this one.
+fn await_turn() -> bool {
+    static LAST: Mutex<Option<Instant>> = Mutex::new(None);
+    let now = Instant::now();
+    let mut last = lock(&LAST);
+    let turn = last.map_or(now, |last| last.max(now)) + WRONG_TOKEN_EVERY;
+    if turn > now + WRONG_TOKENS_MAX * WRONG_TOKEN_EVERY {
+        return false;
+    }
+    *last = Some(turn);
+    drop(last);
+    thread::sleep(turn - now);
+    true
 }
 
 /// Local mode listens on this machine alone and asks for no password. A browser here may still have
@@ -89,8 +141,9 @@ fn refusal_of_outsider(request: &tiny_http::Request) -> Option<Reply> {
     if is_this_machine(host) && is_from_here && !is_passed_on {
         return None;
     }
-    log!(Warn, "{}: refused, local mode is for this machine's browser alone", path_of(request));
-    refused("other_site");
+    let path = path_of(request);
+    let why = "refused, local mode is for this machine's browser alone";
+    log_refusal("other_site", format_args!("{path}: {why}"));
     let error = "callbridge is in local mode: open it on its own machine, as http://localhost:PORT";
     Some(Reply::error(403, error))
 }

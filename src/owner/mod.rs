@@ -8,7 +8,7 @@ use tiny_http::Method;
 
 use crate::Bridge;
 use crate::door::reply::Reply;
-use crate::owner::access::{from_owner, order_from_owner};
+use crate::owner::access::{from_owner, from_prometheus, order_from_owner};
 use crate::owner::calls::{call_list, call_story};
 use crate::owner::metrics::metrics;
 use crate::owner::orders::{delete_journal, offer_again};
@@ -42,7 +42,7 @@ pub(crate) fn answer(
         (Method::Delete, _) if path.starts_with("/calls/") => {
             order_from_owner(bridge, request, delete_journal)
         }
-        (Method::Get | Method::Head, "/metrics") => from_owner(bridge, request, metrics),
+        (Method::Get | Method::Head, "/metrics") => from_prometheus(bridge, request, metrics),
         (Method::Post, "/outbox") => order_from_owner(bridge, request, offer_again),
         (Method::Post, "/outgoing-call") => order_from_owner(bridge, request, outgoing_call),
         (Method::Post, "/browser-call") => order_from_owner(bridge, request, browser_call),

@@ -19,10 +19,10 @@ use crate::setup::values::Settings;
 use crate::toolbox::failure::Secret;
 use crate::toolbox::log::{Level, LogFormat};
 
-/// `API_TOKEN`. A shorter one could be guessed.
-pub(super) const API_TOKEN_CHARS_MIN: usize = 16;
+/// `API_TOKEN` and `METRICS_TOKEN`. A shorter one could be guessed.
+pub(super) const TOKEN_CHARS_MIN: usize = 16;
 /// Every setting, in the order of `.env.example` and the README.
-const SETTINGS: [&str; 30] = [
+const SETTINGS: [&str; 31] = [
     "ULTRAVOX_API_KEY",
     "PUBLIC_URL",
     "N8N_WEBHOOK_URL",
@@ -32,6 +32,7 @@ const SETTINGS: [&str; 30] = [
     "TWILIO_ACCOUNT_SID",
     "TWILIO_PHONE_NUMBER",
     "API_TOKEN",
+    "METRICS_TOKEN",
     "OUTGOING_ALLOW",
     "ANSWERING_MACHINE_MESSAGE",
     "FIRST_MESSAGE",
@@ -70,6 +71,8 @@ pub(crate) struct Config {
     pub(crate) twilio_account_sid: Option<String>,
     pub(crate) twilio_phone_number: Option<String>,
     pub(crate) api_token: Option<Secret>,
+    /// Reads the figures, and nothing else.
+    pub(crate) metrics_token: Option<Secret>,
     /// Beginnings of the numbers that may be rung. None: no outgoing calls.
     pub(crate) outgoing_allow: Vec<String>,
     /// What an answering machine is told. None: it is hung up on.
@@ -129,7 +132,8 @@ impl Config {
             twilio_auth_token: settings.text("TWILIO_AUTH_TOKEN").map(Secret),
             twilio_account_sid: settings.account_sid("TWILIO_ACCOUNT_SID"),
             twilio_phone_number: settings.phone_number("TWILIO_PHONE_NUMBER"),
-            api_token: settings.api_token("API_TOKEN"),
+            api_token: settings.token("API_TOKEN"),
+            metrics_token: settings.token_beside("METRICS_TOKEN", "API_TOKEN"),
             outgoing_allow: settings.prefixes("OUTGOING_ALLOW"),
             answering_machine_message: settings.text("ANSWERING_MACHINE_MESSAGE"),
             first_message: settings.text("FIRST_MESSAGE"),
@@ -216,7 +220,8 @@ impl Config {
     pub(crate) fn hide_secrets(&self, text: String) -> String {
         let header = self.n8n_auth_header.as_ref().map(|(_, value)| value);
         let optional =
-            [&self.twilio_auth_token, &self.api_token, &self.n8n_hmac_secret].map(Option::as_ref);
+            [&self.twilio_auth_token, &self.api_token, &self.metrics_token, &self.n8n_hmac_secret]
+                .map(Option::as_ref);
         let secrets = optional.into_iter().chain([header, Some(&self.ultravox_api_key)]).flatten();
         let mut forms: Vec<String> = secrets.map(|secret| secret.reveal().to_owned()).collect();
         // The user and password of an address are sent as Basic authentication.

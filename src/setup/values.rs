@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::fmt::Display;
 use std::net::{IpAddr, Ipv4Addr};
 
-use crate::setup::settings::{API_TOKEN_CHARS_MIN, login_in};
+use crate::setup::settings::{TOKEN_CHARS_MIN, login_in};
 use crate::toolbox::failure::Secret;
 use crate::toolbox::text::is_e164;
 
@@ -186,14 +186,31 @@ impl Settings {
         None
     }
 
-    pub(super) fn api_token(&mut self, name: &str) -> Option<Secret> {
+    pub(super) fn token(&mut self, name: &str) -> Option<Secret> {
         let text = self.text(name)?;
-        if text.len() >= API_TOKEN_CHARS_MIN {
-            return Some(Secret(text));
+        if text.len() < TOKEN_CHARS_MIN {
+            let least = TOKEN_CHARS_MIN;
+            self.complain(name, format_args!("is too short: at least {least} random characters"));
+            return None;
         }
-        let least = API_TOKEN_CHARS_MIN;
-        self.complain(name, format_args!("is too short: at least {least} random characters"));
-        None
+        if is_easily_guessed(&text) {
+            self.complain(
+                name,
+                "is too easy to guess: it repeats or counts (openssl rand -hex 16 makes one)",
+            );
+            return None;
+        }
+        Some(Secret(text))
+    }
+
+    /// Whoever has this one is not to have the other.
+    pub(super) fn token_beside(&mut self, name: &str, other: &str) -> Option<Secret> {
+        let token = self.token(name)?;
+        if self.text(other).is_some_and(|other| other == token.reveal()) {
+            self.complain(name, format_args!("is the same as {other} (take another one)"));
+            return None;
+        }
+        Some(token)
     }
 
     pub(super) fn prefixes(&mut self, name: &str) -> Vec<String> {
@@ -208,4 +225,20 @@ impl Settings {
         }
         good.into_iter().map(str::to_owned).collect()
     }
+}
+
+/// Few different characters, words that come again, or counting.
+fn is_easily_guessed(token: &str) -> bool {
+    /// Of 16 random digits as good as all have this many surprises.
+    const SURPRISES_MIN: usize = 12;
+    let text = token.to_lowercase().into_bytes();
+    let repeats = (1..=text.len() / 2).any(|length| text.ends_with(&text[..text.len() - length]));
+    let step = |at: usize| i16::from(text[at]) - i16::from(text[at - 1]);
+    let comes_as_expected = |at: usize| {
+        let was_there = at > 0 && text[..at].windows(2).any(|pair| pair == &text[at - 1..=at]);
+        let goes_on = at > 1 && step(at).abs() <= 1 && step(at) == step(at - 1);
+        was_there || goes_on
+    };
+    let surprises = (0..text.len()).filter(|&at| !comes_as_expected(at)).count();
+    repeats || surprises < SURPRISES_MIN
 }

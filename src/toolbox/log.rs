@@ -10,6 +10,7 @@
 //! number, none can be continued or coloured by what others have sent, and a log that cannot be
 //! written, or that nobody reads, stops no call (`writer`).
 
+mod strangers;
 mod writer;
 
 use std::fmt::{self, Display};
@@ -19,6 +20,7 @@ use std::{panic, thread};
 
 use serde_json::json;
 
+pub(crate) use strangers::{log_refusal, log_stranger};
 pub(crate) use writer::flush;
 
 use crate::toolbox::metrics::LOG_LINES;

@@ -219,11 +219,17 @@ impl SocketState {
                     None
                 }
                 Err(error) => {
+                    // RFC 6455, 7.4.1.
+                    let code = match &error {
+                        tungstenite::Error::Utf8(_) => CloseCode::Invalid,
+                        tungstenite::Error::Capacity(_) => CloseCode::Size,
+                        _ => CloseCode::Protocol,
+                    };
                     let end = socket_end(error);
                     if let SocketEnd::Nonsense(why) = &end {
                         let reason =
                             why.chars().filter(char::is_ascii).take(120).collect::<String>();
-                        let frame = CloseFrame { code: CloseCode::Protocol, reason: reason.into() };
+                        let frame = CloseFrame { code, reason: reason.into() };
                         if self.websocket.close(&mut wire, Some(frame)).is_err() {
                             // It does not speak the protocol anyway.
                         }

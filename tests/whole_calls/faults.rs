@@ -42,7 +42,7 @@ const LONG_PATIENCE: Duration = Duration::from_mins(1);
 const TONE_WITHIN: Duration = Duration::from_secs(1);
 /// A process that may go needs no longer than its own deadlines to do so.
 const EXIT_WITHIN: Duration = Duration::from_secs(30);
-const TOKEN: &str = "0123456789abcdef-api";
+const TOKEN: &str = "mosaic-lantern-27-api";
 
 fn builder() -> WorldBuilder {
     World::builder(env!("CARGO_BIN_EXE_callbridge"))

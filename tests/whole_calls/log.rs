@@ -4,6 +4,7 @@
 
 use std::fs::File;
 use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{Shutdown, TcpStream};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
@@ -112,9 +113,7 @@ impl Piped {
     }
 
     fn lost(&self) -> Result<usize> {
-        let authorization = format!("Bearer {TOKEN}");
-        let headers = [("Authorization", authorization.as_str())];
-        let page = self.world.request("GET", "/metrics", &headers, &[])?.text();
+        let page = metrics_of(&self.world)?;
         let mut lines = page.lines();
         let value = lines.find_map(|line| line.strip_prefix("callbridge_log_lines_dropped_total "));
         Ok(value.ok_or("there is no such metric")?.parse()?)
@@ -127,6 +126,12 @@ impl Drop for Piped {
         drop(self.child.kill());
         drop(self.child.wait());
     }
+}
+
+fn metrics_of(world: &World) -> Result<String> {
+    let authorization = format!("Bearer {TOKEN}");
+    let headers = [("Authorization", authorization.as_str())];
+    Ok(world.request("GET", "/metrics", &headers, &[])?.text())
 }
 
 /// Lines in the log, one for each of these events, which are new to the bridge. All of them have
@@ -268,5 +273,126 @@ fn a_stop_that_is_none_is_explained() -> Outcome {
     assert_eq!(output.status.code(), Some(1));
     let complaint = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(complaint.starts_with("callbridge: cannot listen on 127.0.0.1:"), "{complaint}");
+    Ok(())
+}
+
+// --- A line -----------------------------------------------------------------------------
+
+/// What others have sent may be quoted, but not for ever, and it steers nobody's terminal.
+#[test]
+fn a_line_is_one_line_and_has_an_end() -> Outcome {
+    let world = builder().start()?;
+    let call = connect(&world)?;
+    let event = format!("+4930123456\n\u{1b}[2J\u{202e}{}", "long".repeat(2_000));
+    call.phone.send_text(&json!({"event": event}).to_string())?;
+    let line = world.bridge.wait_for_log("Twilio sent \"+49")?;
+    assert!(line.contains("Twilio sent \"+49…3456  [2J longlong"), "{line:.200}");
+    // The text, and what stands before each.
+    assert!((1_000..1_100).contains(&line.chars().count()), "{}", line.chars().count());
+    Ok(())
+}
+
+// --- What strangers cause -------------------------------------------------------------
+
+/// Of each kind. A stranger could send thousands a second.
+const MANY: usize = 60;
+/// The same refusal is logged once in this time, and once more with a count.
+const REPEATED_WITHIN_SECS: u64 = 5;
+/// In that time: twenty texts, the counts of all of them, and that of those beyond.
+const LINES_MAX: u64 = 41;
+
+/// What is sent, its reason in the metrics. The number makes it new each time.
+type Nuisance = (fn(usize) -> Vec<u8>, &'static str);
+
+const NUISANCES: [Nuisance; 12] = [
+    (|_| b"nonsense".to_vec(), "not_http"),
+    (|_| b"\x16\x03\x01".to_vec(), "tls"),
+    (|n| request("GET /", &format!("Content-Length: {n}x\r\n"), b""), "long_body"),
+    (|n| request("GET /", &format!("Host: {n}\r\n"), b""), "not_http"),
+    (|n| request("GET /", &format!("X: {n}{}\r\n", "x".repeat(17_000)), b""), "long_head"),
+    (|n| request("POST /call-status", &format!("Content-Length: 9{n:06}\r\n"), b""), "long_body"),
+    (|n| posted(&format!("/call-status?{n}"), &[b'a'; 70_000]), "long_body"),
+    (|n| request(&format!("GET /incoming-call?{n}"), "", b""), "method"),
+    (|n| posted(&format!("/incoming-call?{n}-{}", "x".repeat(15_000)), b""), "signature"),
+    (|n| request("GET /", &format!("Authorization: Bearer {n}\r\n"), b""), "api_token"),
+    (|n| upgrade(&format!("X-Twilio-Signature: {n}\r\n"), b""), "signature"),
+    // A frame that is not masked.
+    (|n| upgrade("", format!("\x01\x06{n:06}").as_bytes()), "no_start"),
+];
+
+fn request(line: &str, headers: &str, behind: &[u8]) -> Vec<u8> {
+    [format!("{line} HTTP/1.1\r\nHost: x\r\n{headers}\r\n").as_bytes(), behind].concat()
+}
+
+fn posted(path: &str, body: &[u8]) -> Vec<u8> {
+    request(&format!("POST {path}"), &format!("Content-Length: {}\r\n", body.len()), body)
+}
+
+fn upgrade(headers: &str, behind: &[u8]) -> Vec<u8> {
+    let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+                   Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+    request("GET /media-stream", &format!("{upgrade}{headers}"), behind)
+}
+
+/// How many refusals these lines speak of.
+fn refusals_in(lines: &[String]) -> u64 {
+    let count_of = |line: &String| {
+        let text = line.split(" warning: ").nth(1)?;
+        let more = text.strip_suffix(" more)").and_then(|text| text.rsplit_once('('));
+        match text.split_once(" other refusals, see callbridge_refusals_total") {
+            Some((others, _)) => others.parse().ok(),
+            None => more.map_or(Some(1), |(_, count)| count.parse().ok()),
+        }
+    };
+    lines.iter().filter_map(count_of).sum()
+}
+
+#[test]
+fn strangers_cannot_fill_the_log() -> Outcome {
+    let world = builder().setting("LOG_LEVEL", "info").start()?;
+    let mut bystanders = Talk::begin(&world)?;
+    let (seen, began) = (world.bridge.log().len(), Instant::now());
+    let address = world.bridge.address();
+    thread::scope(|scope| {
+        let flood = NUISANCES.map(|(bytes, _)| {
+            scope.spawn(move || {
+                for number in 0..MANY {
+                    let Ok(mut line) = TcpStream::connect(address) else { continue };
+                    // It may be refused before all of it is sent; a reset is an end as well.
+                    drop(line.write_all(&bytes(number)));
+                    drop(line.shutdown(Shutdown::Write));
+                    drop(line.read_to_end(&mut Vec::new()));
+                }
+            })
+        });
+        let mut rounds = 1..;
+        while flood.iter().any(|thread| !thread.is_finished()) {
+            bystanders.goes_on(rounds.next().unwrap_or_default())?;
+        }
+        Outcome::Ok(())
+    })?;
+    let page = metrics_of(&world)?;
+    for (_, reason) in NUISANCES {
+        let kinds = NUISANCES.iter().filter(|(_, other)| *other == reason).count();
+        let wanted = format!("callbridge_refusals_total{{reason=\"{reason}\"}} {}", kinds * MANY);
+        assert!(page.lines().any(|line| line == wanted), "{wanted}\n{page}");
+    }
+    // What was left out is said as well, after a while.
+    let all = (NUISANCES.len() * MANY) as u64;
+    let deadline = Instant::now() + LONG_PATIENCE;
+    let lines = loop {
+        let lines = world.bridge.log().split_off(seen);
+        if refusals_in(&lines) >= all {
+            break lines;
+        }
+        assert!(Instant::now() < deadline, "{all} refusals, and in the log {lines:#?}");
+        thread::sleep(Duration::from_millis(20));
+    };
+    assert_eq!(refusals_in(&lines), all, "{lines:#?}");
+    let most = LINES_MAX * (began.elapsed().as_secs() / REPEATED_WITHIN_SECS + 2);
+    assert!(lines.len() as u64 <= most, "{} lines, at most {most}", lines.len());
+    // Much of a line may be the stranger's own.
+    let longest = lines.iter().map(|line| line.chars().count()).max().unwrap_or_default();
+    assert!(longest < 400, "{longest}");
     Ok(())
 }

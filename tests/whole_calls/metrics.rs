@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::demo::{FIRST_MESSAGE, PATIENCE, Reply, Trouble, World, WorldBuilder, pcm_of, voice};
 use crate::{CALLER, Call, Outcome, connect, wishes};
 
-const TOKEN: &str = "0123456789abcdef-api";
+const TOKEN: &str = "mosaic-lantern-27-api";
 
 fn builder() -> WorldBuilder {
     World::builder(env!("CARGO_BIN_EXE_callbridge")).setting("API_TOKEN", TOKEN)
@@ -213,12 +213,40 @@ fn only_the_owner_reads_the_metrics() -> Outcome {
     assert_eq!(world.get("/metrics")?.body, world.get("/no-such-thing")?.body);
     let world = builder().start()?;
     assert_eq!(world.get("/metrics")?.status, 401);
-    let wrong = [("Authorization", "Bearer 0123456789abcdef-apx")];
+    let wrong = [("Authorization", "Bearer mosaic-lantern-27-apx")];
     assert_eq!(world.request("GET", "/metrics", &wrong, &[])?.status, 401);
     let right = [("Authorization", format!("Bearer {TOKEN}"))];
     let right = right.each_ref().map(|(name, value)| (*name, value.as_str()));
     assert_eq!(world.request("POST", "/metrics", &right, b"{}")?.status, 404);
     assert_eq!(scrape(&world)?.count("refusals_total{reason=\"api_token\"}"), 2);
+    Ok(())
+}
+
+/// What Prometheus holds is no key to the conversations.
+#[test]
+fn the_token_for_figures_opens_nothing_else() -> Outcome {
+    const FIGURES: &str = "harbour-quartz-58-figures";
+    let show = |token: &str| format!("Bearer {token}");
+    for owner in [None, Some(TOKEN)] {
+        let world = builder().setting("METRICS_TOKEN", FIGURES);
+        let world = if owner.is_none() { world.without("API_TOKEN") } else { world }.start()?;
+        let look = |method: &str, path: &str, token: &str| {
+            world.request(method, path, &[("Authorization", &show(token))], b"{}")
+        };
+        let answer = look("GET", "/metrics", FIGURES)?;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        assert_eq!(answer.header("Cache-Control"), Some("no-store"));
+        assert_eq!(look("GET", "/metrics", "harbour-quartz-58-figurez")?.status, 401);
+        assert_eq!(world.get("/metrics")?.status, 401);
+        assert_eq!(look("GET", "/metrics", TOKEN)?.status, if owner.is_none() { 401 } else { 200 });
+        for (method, path) in
+            [("GET", "/"), ("GET", "/calls"), ("POST", "/outgoing-call"), ("POST", "/browser-call")]
+        {
+            let refused = if owner.is_none() { 404 } else { 401 };
+            assert_eq!(look(method, path, FIGURES)?.status, refused, "{method} {path}");
+        }
+        assert_eq!(world.ultravox.requests(), 0);
+    }
     Ok(())
 }
 
@@ -258,6 +286,7 @@ fn every_series_is_there_from_the_start() -> Outcome {
             ("outbox_transcripts", 0),
             ("outbox_oldest_seconds", 0),
             ("log_lines_total{level=\"error\"}", 0),
+            ("log_lines_dropped_total", 0),
             (&format!("callbridge_build_info{{version=\"{}\"}}", env!("CARGO_PKG_VERSION")), 1),
         ],
     );

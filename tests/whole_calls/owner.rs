@@ -3,6 +3,7 @@
 //! tested in a browser elsewhere.
 
 use std::collections::BTreeSet;
+use std::error::Error;
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -21,7 +22,7 @@ use crate::demo::{
 };
 use crate::{CALLER, Outcome, at_the_same_time, connect, wishes};
 
-pub const TOKEN: &str = "0123456789abcdef-owner";
+pub const TOKEN: &str = "mosaic-lantern-27-owner";
 const JSON: (&str, &str) = ("Content-Type", "application/json");
 const COLLEAGUE: &str = "+4930555666";
 /// For what takes a quarter of a minute by itself.
@@ -175,8 +176,52 @@ fn only_the_owner_is_let_in_and_a_browser_is_told_to_ask() -> Outcome {
             assert_eq!(answer.status, wanted, "{method} {path}: {}", answer.text());
             assert_eq!(answer.header("Cache-Control"), Some("no-store"), "{method} {path}");
             assert_eq!(answer.header("X-Content-Type-Options"), Some("nosniff"));
+            assert_eq!(answer.header("Referrer-Policy"), Some("no-referrer"));
+            // No other site may load it as an image or a script either.
+            assert_eq!(answer.header("Cross-Origin-Resource-Policy"), Some("same-origin"));
         }
     }
+    Ok(())
+}
+
+/// A guesser with many connections gets no more answers than one with a few, and the owner is not
+/// made to wait with it.
+#[test]
+fn guessing_takes_its_time_and_the_owner_waits_for_nothing() -> Outcome {
+    /// More than may wait.
+    const GUESSES: usize = 160;
+    const EACH: Duration = Duration::from_millis(100);
+    let world = builder().start()?;
+    let guess = || {
+        let token = format!("Bearer {TOKEN}-almost");
+        world.request("GET", "/calls", &[("Authorization", token.as_str())], b"")
+    };
+    let began = Instant::now();
+    let answers = thread::scope(|scope| {
+        let flood = [(); GUESSES].map(|()| scope.spawn(guess));
+        while flood.iter().any(|guesser| !guesser.is_finished()) {
+            assert_eq!(look(&world, "/calls")?.status, 200);
+        }
+        let mut answers = Vec::new();
+        for guesser in flood {
+            answers.push(guesser.join().map_err(|_| "a guesser panicked")??);
+        }
+        Ok::<_, Box<dyn Error + Send + Sync>>(answers)
+    })?;
+    let took = began.elapsed();
+    let (late, beyond): (Vec<_>, Vec<_>) = answers.iter().partition(|answer| answer.status == 401);
+    let turns = u32::try_from(late.len())?;
+    assert!(took >= EACH * turns, "{turns} guesses were answered within {took:?}");
+    // Waiting takes threads, so not everybody may.
+    assert!(!beyond.is_empty(), "all of {GUESSES} guesses waited");
+    for answer in beyond {
+        assert_eq!(answer.status, 429, "{}", answer.text());
+        assert!(answer.header("Retry-After").is_some(), "no word on when to come again");
+    }
+    // One by one it is no faster.
+    let began = Instant::now();
+    assert_eq!(guess()?.status, 401);
+    assert!(began.elapsed() >= EACH);
     Ok(())
 }
 

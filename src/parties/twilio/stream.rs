@@ -101,7 +101,10 @@ pub(crate) fn await_start(socket: &Socket) -> Result<Option<(Start, Utf8Bytes)>,
         }
         let text = match socket.read(left) {
             Ok((Received::Text(text), _)) => text,
-            Ok((Received::Binary(_), _)) => return Err("a binary message before start".into()),
+            Ok((Received::Binary(_), _)) => {
+                socket.close(CloseCode::Unsupported, "only text is understood here");
+                return Err("a binary message before start".into());
+            }
             Err(SocketEnd::Quiet) => continue,
             Err(SocketEnd::Closed(_)) => return Ok(None),
             Err(end) => return Err(format!("before start: {end}")),
@@ -157,7 +160,10 @@ impl CallerLeg {
     ) -> Result<(FromTwilio, Instant), String> {
         let (text, arrived) = match self.socket.read(patience) {
             Ok((Received::Text(text), arrived)) => (text, arrived),
-            Ok((Received::Binary(_), _)) => return Err("a binary message".into()),
+            Ok((Received::Binary(_), _)) => {
+                self.say_goodbye(CloseCode::Unsupported, "only text is understood here");
+                return Err("a binary message".into());
+            }
             Err(end) => return Err(end.to_string()),
         };
         let message = FromTwilio::parse(&text, &self.stream_sid, mulaw)?;

@@ -14,6 +14,7 @@ use serde_json::json;
 use crate::setup::settings::{Config, SETTINGS};
 use crate::testing::settings;
 use crate::toolbox::log::{Level, LogFormat};
+use crate::toolbox::random::random_hex;
 
 fn complaints(pairs: &[(&str, &str)]) -> Vec<String> {
     settings(pairs).err().unwrap_or_default()
@@ -86,7 +87,8 @@ fn values_are_read_as_they_were_meant() {
         ("N8N_AUTH_HEADER", "X-Agent-Key: s3cret: with a colon "),
         ("FALLBACK_NUMBER", "+4930123456"),
         ("TWILIO_ACCOUNT_SID", "AC0123456789abcdef0123456789abcdef"),
-        ("API_TOKEN", "0123456789abcdef"),
+        ("API_TOKEN", "c0ffee-51d3ba94-7"),
+        ("METRICS_TOKEN", "97c1f04be2a8d635"),
         ("OUTGOING_ALLOW", " +49, ,+4420 "),
         ("LOG_LEVEL", "debug"),
         ("LOG_FORMAT", "json"),
@@ -101,7 +103,8 @@ fn values_are_read_as_they_were_meant() {
     let (name, value) = config.n8n_auth_header.unwrap();
     assert_eq!((name.as_str(), value.reveal()), ("X-Agent-Key", "s3cret: with a colon"));
     assert_eq!(config.fallback_number.unwrap(), "+4930123456");
-    assert_eq!(config.api_token.unwrap().reveal(), "0123456789abcdef");
+    assert_eq!(config.api_token.unwrap().reveal(), "c0ffee-51d3ba94-7");
+    assert_eq!(config.metrics_token.unwrap().reveal(), "97c1f04be2a8d635");
     assert_eq!(config.outgoing_allow, ["+49", "+4420"]);
     assert_eq!((config.log_level, config.log_format), (Level::Debug, LogFormat::Json));
 }
@@ -142,7 +145,15 @@ fn a_wrong_setting_is_named_with_what_it_must_be() {
         ("N8N_AUTH_HEADER", ": value", "must be \"Name: value\"".to_owned()),
         ("N8N_AUTH_HEADER", "two words: value", "must be \"Name: value\"".to_owned()),
         ("N8N_AUTH_HEADER", "X-Agent-Key: a\nX-Other: b", "must be \"Name: value\"".to_owned()),
-        ("API_TOKEN", "0123456789abcde", "is too short: at least 16".to_owned()),
+        ("API_TOKEN", "97c1f04be2a8d63", "is too short: at least 16".to_owned()),
+        ("METRICS_TOKEN", "97c1f04be2a8d63", "is too short: at least 16".to_owned()),
+        ("API_TOKEN", "aaaaaaaaaaaaaaaaaaaab", "is too easy to guess".to_owned()),
+        ("API_TOKEN", "abababcbcbabcacbabcbc", "is too easy to guess".to_owned()),
+        ("API_TOKEN", "passwordpassword", "is too easy to guess".to_owned()),
+        ("API_TOKEN", "Password-password1", "is too easy to guess".to_owned()),
+        ("API_TOKEN", "receptionistreceptionist", "is too easy to guess".to_owned()),
+        ("API_TOKEN", "0123456789abcdef", "is too easy to guess".to_owned()),
+        ("METRICS_TOKEN", "password12345678", "is too easy to guess".to_owned()),
         ("OUTGOING_ALLOW", "+49,0044", "has \"0044\": must be like +49,+4420".to_owned()),
         ("OUTGOING_ALLOW", "+", "has \"+\": must be like +49,+4420".to_owned()),
         ("LOG_LEVEL", "INFO", "must be one of info, error, warn, debug".to_owned()),
@@ -168,6 +179,7 @@ fn all_complaints_come_at_once_and_hold_no_secret() {
         ("TWILIO_AUTH_TOKEN", "hush-1"),
         ("TWILIO_ACCOUNT_SID", "hush-2"),
         ("API_TOKEN", "hush-3"),
+        ("METRICS_TOKEN", "hush-hush-hush-hush"),
         ("N8N_HMAC_SECRET", "hush-4"),
         ("N8N_AUTH_HEADER", "hush-5 without a colon"),
         ("LOG_LEVEL", "loud"),
@@ -183,6 +195,7 @@ fn all_complaints_come_at_once_and_hold_no_secret() {
         "PORT",
         "TWILIO_ACCOUNT_SID",
         "API_TOKEN",
+        "METRICS_TOKEN",
         "N8N_AUTH_HEADER",
         "LOG_LEVEL",
     ];
@@ -193,16 +206,18 @@ fn all_complaints_come_at_once_and_hold_no_secret() {
 #[test]
 fn a_secret_is_hidden_however_it_is_quoted() {
     let config = settings(&[
-        ("API_TOKEN", "hush-hush-hush-0"),
+        ("API_TOKEN", "hush-97c1f04be2a8"),
+        ("METRICS_TOKEN", "d635-figures-1b2c"),
         // It begins with the token.
-        ("N8N_HMAC_SECRET", "hush-hush-hush-0-and-more"),
+        ("N8N_HMAC_SECRET", "hush-97c1f04be2a8-and-more"),
         ("N8N_AUTH_HEADER", "X-Key: hush\"\\tail"),
         ("N8N_WEBHOOK_URL", "https://me:pass@n8n.example/webhook/x"),
     ])
     .unwrap();
     let login = BASE64.encode("me:pass");
     let cases = [
-        ("hush-hush-hush-0, hush-hush-hush-0-and-more".to_owned(), "***, ***".to_owned()),
+        ("hush-97c1f04be2a8, hush-97c1f04be2a8-and-more".to_owned(), "***, ***".to_owned()),
+        ("d635-figures-1b2c".to_owned(), "***".to_owned()),
         ("hush\"\\tail".to_owned(), "***".to_owned()),
         (
             json!({"key": "hush\"\\tail", "authorization": format!("Basic {login}")}).to_string(),
@@ -213,4 +228,17 @@ fn a_secret_is_hidden_however_it_is_quoted() {
     for (text, wanted) in cases {
         assert_eq!(config.hide_secrets(text), wanted);
     }
+}
+
+#[test]
+fn what_is_random_is_no_easy_guess_and_two_tokens_are_two() {
+    for _ in 0..100 {
+        let token = &random_hex();
+        assert!(settings(&[("API_TOKEN", token)]).is_ok(), "{token}");
+    }
+    let both = "97c1f04be2a8d635";
+    assert_eq!(
+        complaints(&[("API_TOKEN", both), ("METRICS_TOKEN", both)]),
+        ["METRICS_TOKEN  is the same as API_TOKEN (take another one)"]
+    );
 }

@@ -12,6 +12,7 @@ use std::io::{self, Write as _};
 use std::sync::{Condvar, Mutex};
 use std::time::Duration;
 
+use crate::toolbox::log::strangers::sum_up;
 use crate::toolbox::log::{About, Level, Step, line};
 use crate::toolbox::metrics::LOG_LINES_DROPPED;
 use crate::toolbox::threads::{lock, spawn, wait};
@@ -95,10 +96,11 @@ impl Drop for OnDuty {
 }
 
 fn write_next() {
+    let within = sum_up();
     let mut queue = lock(&DESK.queue);
     queue.is_writing = false;
     DESK.changed.notify_all();
-    queue = wait(&DESK.changed, queue, Duration::MAX, |queue| queue.lines.is_empty());
+    queue = wait(&DESK.changed, queue, within, |queue| queue.lines.is_empty());
     queue.is_writing = !queue.lines.is_empty();
     let lines = std::mem::take(&mut queue.lines);
     let lost = std::mem::take(&mut queue.lost);
