@@ -125,9 +125,16 @@ impl Socket {
     pub(crate) fn read(&self, patience: Duration) -> Result<(Received, Instant), SocketEnd> {
         let began = Instant::now();
         let mut chunk = [0; READ_BYTES];
+        let (mut count, mut at) = (0, began);
         loop {
             {
                 let mut state = lock(&self.state);
+                if count > 0 {
+                    state.arrived.at = at;
+                    state
+                        .feed(&chunk[..count], &self.socket)
+                        .map_err(|error| SocketEnd::Broken(error.to_string()))?;
+                }
                 if let Some(received) = state.next_message(&self.socket) {
                     return received.map(|received| (received, state.arrived.at));
                 }
@@ -142,20 +149,18 @@ impl Socket {
                 }
             }
             // Here, and only here, the thread waits. It holds no lock.
-            match (&*self.socket).read(&mut chunk) {
-                Ok(0) => lock(&self.state).arrived.ended = true,
-                Ok(count) => {
-                    let at = Instant::now();
-                    let mut state = lock(&self.state);
-                    state.arrived.at = at;
-                    state
-                        .feed(&chunk[..count], &self.socket)
-                        .map_err(|error| SocketEnd::Broken(error.to_string()))?;
+            let read = (&*self.socket).read(&mut chunk);
+            at = Instant::now();
+            count = match read {
+                Ok(0) => {
+                    lock(&self.state).arrived.ended = true;
+                    0
                 }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
                 Err(error) if is_timeout(&error) => return Err(SocketEnd::Quiet),
                 Err(error) => return Err(SocketEnd::Broken(error.to_string())),
-            }
+            };
         }
     }
 

@@ -196,6 +196,8 @@ fn a_bundle_of_cases_that_take_their_time() -> Outcome {
         ("too long", a_call_that_nobody_ends_is_ended_by_us),
         ("nobody", a_caller_who_does_not_come_back_is_lost),
         ("stalled stream", a_stream_that_falls_silent_is_replaced),
+        ("goodbye, and stays", an_agent_that_says_goodbye_and_stays_is_left),
+        ("kept warm", ultravox_is_asked_again_so_that_its_connection_stays_warm),
         ("stubborn agent", an_agent_that_will_not_go_does_not_keep_the_process),
         ("back-off", tries_to_deliver_come_ever_later),
         ("hanging n8n", a_hanging_delivery_holds_up_nobody),
@@ -518,6 +520,75 @@ fn after_the_third_break_a_person_is_better_than_an_apology() -> Outcome {
     Ok(())
 }
 
+/// What the agent has said before its line broke still plays, and no tone in it.
+#[test]
+fn the_tone_waits_until_the_agents_words_have_been_heard() -> Outcome {
+    const WORDS: Duration = Duration::from_secs(2);
+    let world = builder().start()?;
+    let call = connect_and_talk(&world)?;
+    call.phone.wait_audio(voice(1, 100).len())?;
+    call.phone.wait_played();
+    let microphone = call.phone.keep_talking();
+    let words = voice(3, 2_000);
+    let before = Instant::now();
+    call.agent.say("My last words.", &pcm_of(&words))?;
+    wait_voice(&call.phone, &words)?;
+    world.ultravox.refuse_always(&Reply::Hang);
+    let heard = call.phone.heard_audio().len();
+    call.agent.drop_line();
+    call.phone.wait_audio(heard + 160)?;
+    let tone = call.phone.heard().last().map(|one| one.at).ok_or("no tone")?;
+    let after = tone.saturating_duration_since(before);
+    assert!(after > WORDS - Duration::from_millis(100), "a tone {after:?} after the first word");
+    microphone.stop();
+    Ok(())
+}
+
+/// Words that were cleared are not waited for: neither by the tone nor by the goodbye.
+#[test]
+fn after_a_barge_in_the_tone_comes_at_once() -> Outcome {
+    let world = builder().start()?;
+    let call = connect_and_talk(&world)?;
+    let microphone = call.phone.keep_talking();
+    let words = voice(3, 60_000);
+    call.agent.say("A very long story.", &pcm_of(&words))?;
+    wait_voice(&call.phone, &words)?;
+    call.agent.send(&json!({"type": "playback_clear_buffer"}))?;
+    caught_up(&call.agent)?;
+    world.ultravox.refuse_always(&Reply::Hang);
+    let heard = call.phone.heard_audio().len();
+    call.agent.drop_line();
+    call.phone.wait_audio(heard + 160)?;
+    microphone.stop();
+    Ok(())
+}
+
+/// It has said goodbye, answers pings, and stays. The caller does not stay with it.
+fn an_agent_that_says_goodbye_and_stays_is_left() -> Outcome {
+    let world = builder().start()?;
+    world.ultravox.answer_pings(true);
+    let call = connect_and_talk(&world)?;
+    let microphone = call.phone.keep_talking();
+    let farewell = call.agent.invoke("hangUp", &json!({"reason": "done"}))?;
+    call.agent.wait_result(&farewell)?;
+    let posts = world.n8n.wait_for("2", 1, LONG_PATIENCE)?;
+    assert_eq!(posts[0].json["endedBy"], "AgentHungUp");
+    assert_eq!(call.phone.wait_closed()?, Heard::Closed(Some(1000)));
+    call.agent.wait_closed()?;
+    microphone.stop();
+    Ok(())
+}
+
+/// From the first question to the second one there are 25 s.
+fn ultravox_is_asked_again_so_that_its_connection_stays_warm() -> Outcome {
+    let world = builder().start()?;
+    let mut asked = world.ultravox.wait_account_asked(2);
+    for _ in 0..5 {
+        asked = asked.or_else(|_| world.ultravox.wait_account_asked(2));
+    }
+    Ok(asked?)
+}
+
 #[test]
 fn no_new_agent_is_to_be_had() -> Outcome {
     fn with(refusal: &Reply, in_log: &str) -> Outcome {
@@ -586,9 +657,16 @@ fn the_caller_leaves_while_a_new_agent_is_on_its_way() -> Outcome {
     call.agent.drop_line();
     let next = world.ultravox.next_call(PATIENCE)?;
     call.phone.hang_up()?;
+    // Joined and sent home: an agent that is never joined is billed until its joinTimeout. However
+    // much it has to say, nobody listens to it any more.
+    let deadline = Instant::now() + PATIENCE;
+    while !next.is_over() {
+        assert!(Instant::now() < deadline, "the new agent is kept, although nobody is there");
+        // It ends in between.
+        drop(next.send_audio(&[0; 320]));
+        thread::sleep(Duration::from_millis(20));
+    }
     assert_eq!(the_transcript(&world)?, (TALK.to_owned(), "CallerLeft".to_owned()));
-    // Joined and sent home: an agent that is never joined is billed until its joinTimeout.
-    next.wait_closed()?;
     assert_hangup(&call.ringing.next(&world, &[])?);
     assert_eq!(world.ultravox.requests(), 2);
     Ok(())
@@ -1400,6 +1478,9 @@ fn a_process_told_to_stop_sees_its_calls_to_their_end() -> Outcome {
         call.agent.drop_line();
         let next = world.ultravox.next_call(PATIENCE)?;
         caller_hears(&call.phone, &next, "Sorry, go on.", 9)?;
+        let told = call.agent.texts().into_iter().chain(next.texts());
+        let hang_ups = told.filter(|text| text["type"] == "hang_up").count();
+        assert_eq!(hang_ups, 0, "told to hang up, although there was time");
         let farewell = next.invoke("hangUp", &json!({"reason": "done"}))?;
         next.wait_result(&farewell)?;
         // The last words are not final when the agent leaves.
@@ -2463,6 +2544,22 @@ fn the_caller_leaves_before_the_last_words_are_over() -> Outcome {
     assert_eq!((text, &*ended_by), (format!("{TALK}{TRANSFERRED}"), "CallerLeft"));
     assert_hangup(&call.ringing.next(&world, &[("CallStatus", "completed")])?);
     assert_hangup(&call.ringing.next(&world, &[])?);
+    Ok(())
+}
+
+/// Twilio's report comes while the last words are still being waited for.
+#[test]
+fn a_report_of_the_end_waits_until_the_call_can_be_filed() -> Outcome {
+    let world = builder().setting("FALLBACK_NUMBER", COLLEAGUE).start()?;
+    let call = connect_and_talk(&world)?;
+    call.phone.marks(Marks::Never);
+    let wish = call.agent.invoke("transfer_to_person", &json!({}))?;
+    call.agent.wait_result(&wish)?;
+    call.agent.close()?;
+    call.phone.wait_mark()?;
+    assert_eq!(call.ringing.call_status(&world, "completed")?.status, 204);
+    // Else it would wait for hours: the caller might still come back.
+    the_transcript(&world)?;
     Ok(())
 }
 

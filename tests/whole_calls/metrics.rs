@@ -377,6 +377,20 @@ fn the_figures_are_those_of_the_calls() -> Outcome {
     Ok(())
 }
 
+/// While a new agent is being looked for, nobody hears the caller.
+#[test]
+fn sound_that_reaches_nobody_is_counted() -> Outcome {
+    let world = builder().start()?;
+    let call = connect(&world)?;
+    world.ultravox.refuse_always(&Reply::Hang);
+    call.agent.drop_line();
+    world.bridge.wait_for_log("the agent's line broke")?;
+    call.phone.speak(&voice(3, 200))?;
+    let dropped = "callbridge_frames_dropped_total{direction=\"to_agent\"}";
+    scrape_until(&world, dropped, 10)?;
+    Ok(())
+}
+
 #[test]
 fn what_is_turned_away_is_counted_by_its_reason() -> Outcome {
     let world = builder().setting("MAX_CALLS", 1).start()?;
