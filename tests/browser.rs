@@ -548,6 +548,50 @@ fn in_local_mode_the_page_asks_for_no_password() -> Outcome {
     browser.check_rules(&world)
 }
 
+/// The phone reaches an agent that says back what it hears: here two thirds of a second of sound, and
+/// a pause, again and again.
+#[test]
+fn in_the_demo_one_hears_ones_own_voice_again() -> Outcome {
+    let Some(mut browser) = Browser::start_with(&spoken())? else { return Ok(()) };
+    let mut demo = Command::new(env!("CARGO_BIN_EXE_callbridge"))
+        .args(["demo", "--page"])
+        .env("PORT", "0")
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let outcome = talk_to_the_echo(&mut browser, &mut demo);
+    let interrupted = Command::new("kill").arg("-INT").arg(demo.id().to_string()).status()?;
+    assert!(interrupted.success() && demo.wait()?.success());
+    outcome
+}
+
+fn talk_to_the_echo(browser: &mut Browser, demo: &mut Child) -> Outcome {
+    let mut lines = BufReader::new(demo.stdout.take().ok_or("no stdout")?).lines();
+    let line = lines.find(|line| line.as_ref().is_ok_and(|line| line.contains("localhost:")));
+    let line = line.ok_or("it printed no address")??;
+    let port = line.split("localhost:").nth(1).and_then(|rest| rest.split('/').next());
+    let host = format!("127.0.0.1:{}", port.ok_or("no port")?);
+    host.clone_into(&mut browser.host);
+    browser.hear_the_microphone_as_it_is()?;
+    browser.allow_the_microphone(&host, "granted")?;
+    browser.go_to(&format!("http://{host}/"))?;
+    browser.run("document.documentElement.click(); $('talk-to-it').click()")?;
+    browser.click("#dial")?;
+    browser.wait("phone.state === 'talking'")?;
+    // The sound interrupts the greeting, and comes back in the pause.
+    browser.wait("text('#said li.agent p').startsWith('Hello,')")?;
+    browser.wait("phone.figures.clears > 0")?;
+    browser.wait("/You said: \\(0\\.[5-9] seconds of your voice\\)/.test(text('#said'))")?;
+    // Or the sound would cut the answer short.
+    browser.click("#mute")?;
+    browser.click("#keypad")?;
+    browser.click("#keys button:nth-child(4)")?;
+    browser.wait("text('#said').includes('You pressed: 4')")?;
+    browser.press("#")?;
+    browser.wait("text('.fate').startsWith('The agent said goodbye and ended the call')")?;
+    browser.wait("text('#said').includes('Thank you for calling')")?;
+    Ok(())
+}
+
 /// Barge-in: what has not been played yet is dropped, and what comes next is played at once.
 fn interrupt(browser: &mut Browser, agent: &AgentCall, greeting: &[u8]) -> Outcome {
     let speech = voice(2, 20_000);
@@ -849,11 +893,16 @@ const WORDS: &str = "
 impl Browser {
     /// None: there is no Chromium here, and none is required.
     fn start() -> Fallible<Option<Browser>> {
+        Browser::start_with(&wav())
+    }
+
+    /// With that in its microphone, a file of sound.
+    fn start_with(microphone_sound: &[u8]) -> Fallible<Option<Browser>> {
         let Some(program) = chromium()? else { return Ok(None) };
         let stage = STAGE.lock().unwrap_or_else(PoisonError::into_inner);
         let profile = tempfile::tempdir()?;
         let microphone = profile.path().join("microphone.wav");
-        fs::write(&microphone, wav())?;
+        fs::write(&microphone, microphone_sound)?;
         let mut child = Command::new(program)
             .args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic"])
             .args(["--no-first-run", "--disable-background-networking", "--disable-sync"])
@@ -962,7 +1011,11 @@ impl Browser {
 
     /// `granted` or `denied`.
     fn microphone(&mut self, world: &World, setting: &str) -> Outcome {
-        let origin = format!("http://{}", world.bridge.address());
+        self.allow_the_microphone(&world.bridge.address().to_string(), setting)
+    }
+
+    fn allow_the_microphone(&mut self, host: &str, setting: &str) -> Outcome {
+        let origin = format!("http://{host}");
         let permission = json!({"permission": {"name": "microphone"}, "setting": setting,
             "origin": origin});
         let session = std::mem::take(&mut self.session);
@@ -1328,11 +1381,25 @@ fn devtools(child: &mut Child) -> Fallible<(String, String)> {
     Ok((host.to_owned(), format!("/{path}")))
 }
 
-/// Both tones at 48 kHz. Chromium plays it again and again, with a jump at the seam: so it is long.
+/// Both tones, without an end.
 fn wav() -> Vec<u8> {
+    wav_of(|_| true)
+}
+
+/// Both tones for two thirds of a second in every three.
+fn spoken() -> Vec<u8> {
+    wav_of(|index| index % 144_000 < 32_000)
+}
+
+/// Both tones at 48 kHz, where they sound. Chromium plays it again and again, with a jump at the
+/// seam: so it is long.
+fn wav_of(sounds: impl Fn(u32) -> bool) -> Vec<u8> {
     const RATE: u32 = 48_000;
     const BYTES: u32 = 60 * RATE * 2;
     let sample = |index: u32| {
+        if !sounds(index) {
+            return [0, 0];
+        }
         let turn = std::f64::consts::TAU * f64::from(index) / f64::from(RATE);
         let sum = TONE_LEVEL * (f64::sin(turn * TONE_HZ) + f64::sin(turn * TOO_HIGH_HZ));
         #[expect(clippy::cast_possible_truncation, reason = "twice 8000 fits into 16 bits")]

@@ -7,10 +7,10 @@
 //! Every wait ends, with a [`Trouble`] that brings the server's last log lines along. It never
 //! speaks on its own, but for what the real one says when it is joined.
 
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tungstenite::http::Uri;
@@ -215,6 +215,31 @@ impl AgentCall {
             |_| true,
             |line| line.state.look(|ear| (ear.caller_bytes >= bytes).then_some(())),
         )
+    }
+
+    /// The caller's sound (s16le) and the bridge's messages since the last time, as soon as there
+    /// is one, or that much time is over. What is taken here is not kept. None: the line has ended.
+    pub(super) fn hear(&self, within: Duration) -> Option<(Vec<u8>, Vec<Value>)> {
+        self.line.state.wait(within, |ear| {
+            let is_quiet = ear.audio.is_empty() && ear.texts.is_empty() && ear.ended.is_none();
+            (!is_quiet).then_some(())
+        });
+        self.line.state.change(|ear| {
+            let sound = std::mem::take(&mut ear.audio);
+            let texts = std::mem::take(&mut ear.texts);
+            let is_there = ear.ended.is_none();
+            is_there.then(|| {
+                let sound = sound.into_iter().flat_map(|(_, pcm)| pcm).collect();
+                (sound, texts.into_iter().map(|(_, text)| text).collect())
+            })
+        })
+    }
+
+    /// The line breaks: it ends without a close frame.
+    pub(super) fn fail(&self) {
+        if let Some(mouth) = lock(&self.line.mouth).as_ref() {
+            moot(mouth.socket.get_ref().shutdown(Shutdown::Both));
+        }
     }
 
     /// Ultravox ends the call: an ordinary close frame.

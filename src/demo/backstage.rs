@@ -99,7 +99,16 @@ impl Backstage {
         name: &'static str,
         receive: impl Fn(TcpStream) + Send + Sync + 'static,
     ) -> io::Result<SocketAddr> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        self.listen_at(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?, name, receive)
+    }
+
+    /// The same at a door of one's own choice.
+    pub(super) fn listen_at(
+        self: &Arc<Backstage>,
+        listener: TcpListener,
+        name: &'static str,
+        receive: impl Fn(TcpStream) + Send + Sync + 'static,
+    ) -> io::Result<SocketAddr> {
         let address = listener.local_addr()?;
         self.board.change(|hands| hands.doors.push(address));
         let backstage = Arc::clone(self);
@@ -160,6 +169,10 @@ impl Backstage {
     /// Waits, unless the world ends before.
     pub(super) fn pause(&self, duration: Duration) {
         self.board.wait(duration, |hands| hands.over.then_some(()));
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.board.look(|hands| hands.over)
     }
 
     /// Ends everything and waits until it has ended.

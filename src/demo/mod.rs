@@ -15,8 +15,9 @@
 //!   (the business logic)
 //! ```
 //!
-//! Three users share it:
+//! Four users share it:
 //!
+//! - `callbridge demo --page` keeps it up for a person at the live page ([`mod@live`]);
 //! - the verb `callbridge demo` plays one scripted call and prints the nine steps ([`script`]);
 //! - `callbridge demo --calls N` plays many at once and measures ([`mod@bench`]);
 //! - the tests in `tests/` mount this folder and write calls of their own, happy ones and sad ones
@@ -57,6 +58,7 @@ mod certificate;
 #[cfg(test)]
 mod front;
 mod http;
+mod live;
 mod microphone;
 mod n8n;
 pub mod objections;
@@ -136,7 +138,13 @@ callbridge demo: one whole call on this machine. No account, no network.
   with what was sent, sample by sample.
 
 usage: callbridge demo [--help]
+       callbridge demo --page
        callbridge demo --calls N [--seconds S] [--plain] [--churn] [--json]
+
+  With --page the pretend world stays up, and the live page opens over it, at
+  http://localhost:8000/ (or PORT), without a password: scripted calls come in,
+  and the page's own phone reaches an agent that says back what it hears.
+  Ctrl-C ends it all.
 
   With --calls it is a benchmark instead: N calls at once for S seconds (10),
   and what they cost, beside what bare copying costs on this machine.
@@ -165,10 +173,14 @@ pub fn run(arguments: &[String]) -> Result<(), Flop> {
         [help] if help == "--help" || help == "-h" => {
             return write!(io::stdout(), "{HELP}").map_err(|error| failed(error.to_string()));
         }
+        [page] if page == "--page" => {}
         _ => return bench::run(arguments),
     }
     let program = std::env::current_exe()
         .map_err(|error| failed(format!("demo cannot find its own program file: {error}")))?;
+    if !arguments.is_empty() {
+        return live::run(&program).map_err(failed);
+    }
     let mut show = Show::new();
     perform(&program, &mut show).map_err(|trouble| failed(show.failure(&trouble)))
 }

@@ -19,6 +19,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use tungstenite::error::ProtocolError;
 use tungstenite::protocol::Role;
 use tungstenite::{Message, WebSocket};
 
@@ -27,7 +28,7 @@ use crate::demo::http::connect;
 use crate::demo::microphone::Talking;
 use crate::demo::phone::line::upgrade_as_twilio;
 use crate::demo::server::ChildLog;
-use crate::demo::socket::split_socket;
+use crate::demo::socket::{normal_close, split_socket};
 use crate::demo::sound::difference;
 use crate::demo::trouble::Trouble;
 use crate::demo::{ACCOUNT_SID, PATIENCE};
@@ -204,6 +205,29 @@ impl Phone {
     pub fn send_text(&self, text: &str) -> Result<(), Trouble> {
         let mut mouth = lock(&self.line.mouth);
         mouth.socket.send(Message::text(text)).map_err(|error| self.line.broken(&error))
+    }
+
+    /// The caller hangs up: `stop`, then a close frame.
+    pub fn hang_up(&self) -> Result<(), Trouble> {
+        self.send_stop()?;
+        let mut mouth = lock(&self.line.mouth);
+        match mouth.socket.send(normal_close()) {
+            // The bridge may have answered the `stop` with a goodbye of its own already.
+            Ok(()) | Err(tungstenite::Error::Protocol(ProtocolError::SendAfterClosing)) => Ok(()),
+            Err(error) => Err(self.line.broken(&error)),
+        }
+    }
+
+    /// `stop` alone.
+    pub fn send_stop(&self) -> Result<(), Trouble> {
+        self.line.send_numbered(|sequence, stream_sid, call_sid| {
+            let stop = json!({"accountSid": ACCOUNT_SID, "callSid": call_sid});
+            let number = sequence.to_string();
+            json!({
+                "event": "stop", "streamSid": stream_sid, "sequenceNumber": number, "stop": stop,
+            })
+            .to_string()
+        })
     }
 
     /// All mu-law said in media messages so far, and when each was sent.

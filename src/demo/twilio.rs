@@ -59,6 +59,12 @@ impl Ringing {
         world.webhook(path, &self.status_form("in-progress"))
     }
 
+    /// Posts `/call-status`: how Twilio tells that the call is over.
+    #[track_caller]
+    pub fn call_status(&self, world: &World, status: &str) -> Result<HttpAnswer, Trouble> {
+        world.webhook("/call-status", &self.status_form(status))
+    }
+
     fn status_form<'a>(&'a self, status: &'a str) -> Vec<(&'a str, &'a str)> {
         vec![
             ("CallSid", &self.call_sid),
@@ -89,12 +95,6 @@ impl Ringing {
         let form: Vec<(String, String)> =
             form.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
         world.ask_for_twiml(path, &self.from, &form)
-    }
-
-    /// Posts `/call-status`: how Twilio tells that the call is over.
-    #[track_caller]
-    pub fn call_status(&self, world: &World, status: &str) -> Result<HttpAnswer, Trouble> {
-        world.webhook("/call-status", &self.status_form(status))
     }
 }
 

@@ -12,7 +12,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::TcpStream;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -131,6 +131,12 @@ impl Ultravox {
             Some(call) => Ok(call),
             None => Err(self.log.trouble(format!("no agent call was created within {within:?}"))),
         }
+    }
+
+    /// Whether agents answer the bridge's `ping`, as the real one does. At
+    /// first they do not: an agent of which a test says nothing is silent.
+    pub fn answer_pings(&self, answer: bool) {
+        self.shared.pongs.store(answer, Ordering::Release);
     }
 
     /// What Ultravox would have complained about. Tests want this empty.

@@ -12,6 +12,7 @@
 //! `for_tests` holds what only the tests ask of a world: other settings, the data directory,
 //! the journals.
 
+use std::fmt::Display;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -48,7 +49,7 @@ pub struct World {
     /// The bridge's port stays its own while it is down, so that it can be started again there.
     #[cfg(test)]
     _held: for_tests::HeldPort,
-    backstage: Arc<Backstage>,
+    pub(super) backstage: Arc<Backstage>,
     pub(super) public_url: String,
     pub(super) auth_token: String,
     log: ChildLog,
@@ -185,6 +186,13 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
+        self.end();
+    }
+}
+
+impl World {
+    /// Ends all of it now, whoever still looks on.
+    pub(super) fn end(&self) {
         // The bridge first: what it holds open then ends by itself.
         self.bridge.kill();
         self.backstage.stop();
@@ -196,6 +204,13 @@ impl WorldBuilder {
     #[must_use]
     pub fn tls(mut self, tls: bool) -> WorldBuilder {
         self.tls = tls;
+        self
+    }
+
+    /// Adds or changes a setting of the bridge.
+    #[must_use]
+    pub fn setting(mut self, name: &str, value: impl Display) -> WorldBuilder {
+        self.changes.push((name.to_owned(), Some(value.to_string())));
         self
     }
 

@@ -111,10 +111,6 @@ impl Settings {
         url
     }
 
-    pub(super) fn is_local(&self) -> bool {
-        self.text("PUBLIC_URL").is_none()
-    }
-
     /// Local mode asks nobody for a password, so it listens on this machine alone.
     pub(super) fn bind(&mut self) -> IpAddr {
         let address = self.parsed("BIND", "an IP address such as 0.0.0.0");
@@ -130,6 +126,10 @@ impl Settings {
             None => {}
         }
         IpAddr::V4(Ipv4Addr::LOCALHOST)
+    }
+
+    pub(super) fn is_local(&self) -> bool {
+        self.text("PUBLIC_URL").is_none()
     }
 
     pub(super) fn url(&mut self, name: &str) -> Option<String> {

@@ -77,11 +77,6 @@ pub(crate) fn cut(text: &str, chars: usize) -> String {
     }
 }
 
-/// `1 thing`, `2 things`.
-pub(crate) fn counted(count: usize, one: &str) -> String {
-    format!("{count} {one}{}", if count == 1 { "" } else { "s" })
-}
-
 /// `less than a minute`, `12 minutes`, `1 hour`, `3 days`.
 pub(crate) fn age(of: Duration) -> String {
     let minutes = usize::try_from(of.as_secs() / 60).unwrap_or(usize::MAX);
@@ -91,6 +86,11 @@ pub(crate) fn age(of: Duration) -> String {
         60..2_880 => counted(minutes / 60, "hour"),
         _ => counted(minutes / 1_440, "day"),
     }
+}
+
+/// `1 thing`, `2 things`.
+pub(crate) fn counted(count: usize, one: &str) -> String {
+    format!("{count} {one}{}", if count == 1 { "" } else { "s" })
 }
 
 /// The one that was probably meant: two letters may be wrong, missing or too much, but not half of

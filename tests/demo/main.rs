@@ -10,6 +10,10 @@ mod demo;
 mod meddler;
 
 use std::error::Error;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 use std::{fs, thread};
 
 use base64::Engine as _;
@@ -19,7 +23,7 @@ use tempfile::TempDir;
 
 use demo::screen::Show;
 use demo::script::play;
-use demo::{Reply, Twiml, World, WorldBuilder};
+use demo::{PATIENCE, Reply, Twiml, World, WorldBuilder};
 use meddler::{Edit, Edits, Meddler};
 
 type Failed = Box<dyn Error + Send + Sync>;
@@ -293,4 +297,77 @@ fn twiml_is_read_as_strictly_as_twilio_reads_it() -> Outcome {
         format!("<Response><Parameter name=\"a\" value=\"{}\"/></Response>", "x".repeat(499));
     assert!(Twiml::read(&long).is_err(), "longer than Twilio takes");
     Ok(())
+}
+
+// ============================================================================
+// The page over a pretend world
+// ============================================================================
+
+/// What a person does who has read the two lines that it prints.
+#[test]
+fn the_page_opens_over_a_world_that_lives_until_ctrl_c() -> Outcome {
+    let scratch = tempfile::tempdir()?;
+    let mut child = Command::new(env!("CARGO_BIN_EXE_callbridge"))
+        .args(["demo", "--page"])
+        .env("PORT", "0")
+        .env("TMPDIR", scratch.path())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut lines = BufReader::new(child.stdout.take().ok_or("no stdout")?).lines();
+    let mut line_with = |words: &str| -> Result<String, Failed> {
+        for line in lines.by_ref() {
+            let line = line?;
+            if line.contains(words) {
+                return Ok(line);
+            }
+        }
+        Err(format!("it ended without {words:?}").into())
+    };
+    let line = line_with("http://localhost:")?;
+    let port = line.split("localhost:").nth(1).and_then(|rest| rest.split('/').next());
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port.unwrap_or_default().parse()?));
+    line_with("calls, and books a meeting")?;
+
+    let host = format!("localhost:{}", address.port());
+    let page = ask(address, "/", &[("Host", &host)])?;
+    assert!(page.starts_with("HTTP/1.1 200") && page.contains("<title>"), "{page}");
+    let strangers: [&[(&str, &str)]; 3] = [
+        &[("Host", "evil.example")],
+        &[("Host", "localhost.evil.example:80")],
+        &[("Host", &host), ("Origin", "https://evil.example")],
+    ];
+    for headers in strangers {
+        let answer = ask(address, "/calls", headers)?;
+        assert!(answer.starts_with("HTTP/1.1 403"), "{headers:?}: {answer}");
+    }
+    // The call that it has told of comes, and is seen.
+    let deadline = Instant::now() + 3 * PATIENCE;
+    loop {
+        let calls = ask(address, "/calls", &[("Host", &host)])?;
+        if calls.contains("\"number\":\"+4930901820\"") {
+            break;
+        }
+        assert!(Instant::now() < deadline, "no call is on the page: {calls}");
+        thread::sleep(Duration::from_millis(50));
+    }
+
+    let interrupt = Command::new("kill").arg("-INT").arg(child.id().to_string()).status()?;
+    assert!(interrupt.success());
+    assert_eq!(child.wait()?.code(), Some(0), "Ctrl-C is how it is meant to end");
+    assert_eq!(fs::read_dir(scratch.path())?.count(), 0, "nothing is left behind");
+    assert!(TcpStream::connect(address).is_err(), "nobody listens any more");
+    Ok(())
+}
+
+fn ask(address: SocketAddr, path: &str, headers: &[(&str, &str)]) -> Result<String, Failed> {
+    let mut head = format!("GET {path} HTTP/1.1\r\n");
+    for (name, value) in headers {
+        head.extend([name, ": ", value, "\r\n"]);
+    }
+    let mut socket = TcpStream::connect(address)?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.write_all(format!("{head}\r\n").as_bytes())?;
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer)?;
+    Ok(answer)
 }

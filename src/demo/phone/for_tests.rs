@@ -8,14 +8,12 @@ use std::time::Duration;
 
 use serde_json::json;
 use tungstenite::Message;
-use tungstenite::error::ProtocolError;
 
+use crate::demo::PATIENCE;
 use crate::demo::backstage::{lock, moot};
 use crate::demo::phone::{Heard, HeardAt, Marks, Phone};
-use crate::demo::socket::normal_close;
 use crate::demo::sound::FRAME_BYTES;
 use crate::demo::trouble::Trouble;
-use crate::demo::{ACCOUNT_SID, PATIENCE};
 
 impl Phone {
     /// The id that Twilio has given this stream.
@@ -49,29 +47,6 @@ impl Phone {
             })?;
         }
         Ok(())
-    }
-
-    /// The caller hangs up: `stop`, then a close frame.
-    pub fn hang_up(&self) -> Result<(), Trouble> {
-        self.send_stop()?;
-        let mut mouth = lock(&self.line.mouth);
-        match mouth.socket.send(normal_close()) {
-            // The bridge may have answered the `stop` with a goodbye of its own already.
-            Ok(()) | Err(tungstenite::Error::Protocol(ProtocolError::SendAfterClosing)) => Ok(()),
-            Err(error) => Err(self.line.broken(&error)),
-        }
-    }
-
-    /// `stop` alone.
-    pub fn send_stop(&self) -> Result<(), Trouble> {
-        self.line.send_numbered(|sequence, stream_sid, call_sid| {
-            let stop = json!({"accountSid": ACCOUNT_SID, "callSid": call_sid});
-            let number = sequence.to_string();
-            json!({
-                "event": "stop", "streamSid": stream_sid, "sequenceNumber": number, "stop": stop,
-            })
-            .to_string()
-        })
     }
 
     /// The line breaks: neither `stop` nor a close frame, TCP just ends.

@@ -2,7 +2,6 @@
 //!
 //! The shipped program does not contain this file.
 
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::demo::PATIENCE;
@@ -61,12 +60,6 @@ impl Ultravox {
     /// Creates calls only after this long.
     pub fn take_time(&self, slow: Duration) {
         self.shared.board.change(|calls| calls.slow = slow);
-    }
-
-    /// Whether agents answer the bridge's `ping`, as the real one does. At
-    /// first they do not: an agent of which a test says nothing is silent.
-    pub fn answer_pings(&self, answer: bool) {
-        self.shared.pongs.store(answer, Ordering::Release);
     }
 
     /// From now on this is the answer about the account.

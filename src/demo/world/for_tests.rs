@@ -3,7 +3,6 @@
 //!
 //! The shipped program does not contain this file.
 
-use std::fmt::Display;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -100,13 +99,6 @@ impl WorldBuilder {
     #[must_use]
     pub fn asleep(mut self) -> WorldBuilder {
         self.asleep = true;
-        self
-    }
-
-    /// Adds or changes a setting of the bridge.
-    #[must_use]
-    pub fn setting(mut self, name: &str, value: impl Display) -> WorldBuilder {
-        self.changes.push((name.to_owned(), Some(value.to_string())));
         self
     }
 
