@@ -14,6 +14,7 @@ use tempfile::tempdir;
 use crate::feed::feed;
 use crate::records::event::Direction;
 use crate::records::transcript::{Heard, Speaker};
+use crate::setup::agent_in_force::AgentInForce;
 use crate::testing::{DEADLINE, NO_FORK, full_agent, full_settings};
 use crate::toolbox::threads::lock;
 use crate::{Bridge, Call, IncomingCall, note_transcript};
@@ -38,7 +39,7 @@ fn whoever_looks_at_a_call_does_not_wait_for_the_disk() {
         wire: String::new(),
     };
     let mut call = Call::new(
-        Box::leak(Box::new(Bridge::build(full_settings(), full_agent(), &[]))),
+        Box::leak(Box::new(Bridge::build(full_settings(), AgentInForce::of(full_agent()), &[]))),
         &incoming,
     );
     call.journal = call.bridge.journals.claim(&pipe).ok().unwrap();

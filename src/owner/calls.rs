@@ -19,7 +19,7 @@ use crate::records::event::Direction;
 use crate::records::journal::{journals, sid_of};
 use crate::records::past::{JournalSlice, PastCall};
 use crate::records::transcript::Utterance;
-use crate::setup::agent::{Agent, ToolAction};
+use crate::setup::agent::ToolAction;
 use crate::toolbox::threads::lock;
 use crate::toolbox::time::{by_the_calendar, in_seconds};
 use crate::{Bridge, Call};
@@ -69,6 +69,8 @@ pub(crate) fn call_list(bridge: &'static Bridge, request: &tiny_http::Request) -
     let mut live = bridge.calls.all();
     live.sort_by_key(|call| std::cmp::Reverse(call.began));
     let (past, next) = past_calls(bridge, &live, before, limit);
+    // For whoever edits them: what is wrong shows before the next call.
+    bridge.agent.look(&bridge.config, false);
     let mut answer = json!({
         "now": by_the_calendar(Timestamp::now()),
         "started": by_the_calendar(bridge.began),
@@ -77,7 +79,7 @@ pub(crate) fn call_list(bridge: &'static Bridge, request: &tiny_http::Request) -
         "maxCalls": bridge.config.max_calls,
         "draining": !bridge.takes_calls(),
         "outbox": {"waiting": bridge.outbox.waiting()},
-        "agent": agent_in_short(&bridge.agent),
+        "agent": agent_in_short(bridge),
         "past": past,
         "next": next,
     });
@@ -139,7 +141,7 @@ impl Summary {
     /// Also of a journal that cannot be read: its name tells that there was a call.
     fn of_past(bridge: &Bridge, path: &Path) -> Summary {
         let past = PastCall::read(path).unwrap_or_default();
-        let first = &bridge.agent.first_stage;
+        let first = || bridge.agent.get().first_stage.clone();
         Summary {
             sid: sid_of(path).to_owned(),
             number: past.number,
@@ -149,7 +151,7 @@ impl Summary {
             seconds: past.began.zip(past.ended).map_or(0.0, |(began, ended)| {
                 in_seconds(ended.duration_since(began).try_into().unwrap_or_default())
             }),
-            stage: if past.stage.is_empty() { first.clone() } else { past.stage },
+            stage: if past.stage.is_empty() { first() } else { past.stage },
             ended_by: past.ended_by,
             live: false,
             speaking: None,
@@ -160,8 +162,10 @@ impl Summary {
     }
 }
 
-/// What the page draws the flow chart from.
-fn agent_in_short(agent: &Agent) -> Value {
+/// What the page draws the flow chart from, since when that counts, and what is wrong with the
+/// files that were read after it.
+fn agent_in_short(bridge: &Bridge) -> Value {
+    let (agent, read, mistakes) = bridge.agent.story();
     let stages = agent.stages.iter().map(|(name, stage)| {
         json!({
             "name": name,
@@ -185,6 +189,8 @@ fn agent_in_short(agent: &Agent) -> Value {
     json!({
         "name": agent.name,
         "company": agent.company,
+        "read": by_the_calendar(read),
+        "mistakes": mistakes,
         "firstStage": agent.first_stage,
         "stages": stages.collect::<Vec<_>>(),
         "tools": tools.collect::<Map<_, _>>(),

@@ -75,5 +75,34 @@ pub(crate) fn cut(text: &str, chars: usize) -> String {
     }
 }
 
+/// The word that is meant by one with a slip of the pen in it: a letter or two more, less, other,
+/// or a last part that is missing.
+pub(crate) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let slips_max = (word.len() / 3).min(2);
+    let close = known.into_iter().filter_map(|known| {
+        let begins = word.contains('_') && known.starts_with(&format!("{word}_"));
+        let slips = if begins { slips_max } else { slips_between(word, known) };
+        (slips <= slips_max).then_some((slips, known))
+    });
+    close.min_by_key(|(slips, _)| *slips).map(|(_, known)| known)
+}
+
+/// Letters to put in, take out or change (Levenshtein's distance).
+fn slips_between(one: &str, other: &str) -> usize {
+    let mut row: Vec<usize> = (0..=other.chars().count()).collect();
+    for (line, letter) in one.chars().enumerate() {
+        let mut before = line;
+        let mut left = line + 1;
+        row.iter_mut().take(1).for_each(|first| *first = left);
+        for (place, wanted) in row.iter_mut().skip(1).zip(other.chars()) {
+            let changed = before + usize::from(letter != wanted);
+            before = *place;
+            left = changed.min(left + 1).min(*place + 1);
+            *place = left;
+        }
+    }
+    row.last().copied().unwrap_or_default()
+}
+
 #[cfg(test)]
 mod tests;
