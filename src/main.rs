@@ -68,7 +68,7 @@
 //! ------------------- below this line nobody names `Bridge` or `Call`
 //! parties/      twilio, ultravox, n8n, standing
 //! records/      delivery, ended_by, event, journal, outbox, past, tally, tap, transcript, writer
-//! setup/        settings, values, agent, agent_files, start_lines, stop
+//! setup/        settings, values, agent, agent_files, agent_in_force, start_lines, stop
 //! door/         head, health, inner, lobby, reply, request
 //! toolbox/      socket, dial, sound, http, log, metrics, failure, text, random, threads, time,
 //!               waiting
@@ -114,7 +114,7 @@ use ring::digest;
 use rustls::ClientConfig;
 use rustls::pki_types::CertificateDer;
 use serde_json::{Value, json};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use subtle::ConstantTimeEq as _;
 use tiny_http::Method;
@@ -150,6 +150,7 @@ use crate::records::outbox::Outbox;
 use crate::records::tap::{Exhibit, Tap, hidden};
 use crate::records::transcript::{Heard, Transcript};
 use crate::setup::agent::{Agent, Tool, ToolAction};
+use crate::setup::agent_in_force::AgentInForce;
 use crate::setup::settings::Config;
 use crate::setup::start_lines::introduce;
 use crate::setup::stop::{Stop, needs_attention};
@@ -249,7 +250,7 @@ fn serve() -> Result<(), Stop> {
 /// Everything that outlives a call. One per process, never freed.
 struct Bridge {
     config: Arc<Config>,
-    agent: Agent,
+    agent: AgentInForce,
     http: Http,
     tls: Arc<ClientConfig>,
     ultravox: Ultravox,
@@ -268,15 +269,15 @@ struct Bridge {
 
 impl Bridge {
     /// What a server needs beside its settings: its agent, and whom it trusts.
-    fn needs(config: &Config) -> Result<(Agent, Vec<CertificateDer<'static>>), Stop> {
-        let agent = Agent::load(config)
+    fn needs(config: &Config) -> Result<(AgentInForce, Vec<CertificateDer<'static>>), Stop> {
+        let agent = AgentInForce::load(config)
             .map_err(|mistakes| needs_attention("agent file mistake", &mistakes))?;
         let roots = trusted_roots(config.ssl_cert_file.as_deref())
             .map_err(|complaint| needs_attention("setting", &[complaint]))?;
         Ok((agent, roots))
     }
 
-    fn build(config: Config, agent: Agent, roots: &[CertificateDer<'static>]) -> Bridge {
+    fn build(config: Config, agent: AgentInForce, roots: &[CertificateDer<'static>]) -> Bridge {
         let (config, http, tls) = (Arc::new(config), Http::new(roots), tls_config(roots));
         Bridge {
             ultravox: Ultravox::new(http.clone(), Arc::clone(&tls), Arc::clone(&config)),
@@ -301,8 +302,8 @@ impl Bridge {
 fn run(bridge: &'static Bridge, listener: TcpListener) -> io::Result<()> {
     let address = listener.local_addr()?;
     // Before anybody is told that we are there: a signal that nobody awaits ends the process.
-    let signals = Signals::new([SIGTERM, SIGINT])?;
-    introduce(&bridge.config, &bridge.agent, address);
+    let signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
+    introduce(&bridge.config, &bridge.agent.get(), address);
     keep_ready(bridge)?;
     door::open(listener, bridge, bridge.config.max_calls)?;
     // Thousands of journals take a while to read. Neither a caller nor a signal waits for them.
@@ -418,7 +419,8 @@ struct IncomingCall<'a> {
 /// Steps 1 to 4 of a new call.
 fn take_call(bridge: &'static Bridge, incoming: &IncomingCall) -> Answer {
     let IncomingCall { sid, number, direction, first_message, wire } = incoming;
-    let phrases = &bridge.agent.phrases;
+    let agent = bridge.agent.latest(&bridge.config);
+    let phrases = &agent.phrases;
     if !bridge.takes_calls() {
         log!(Sid { sid }, Info, Ring, "not taken, this process is about to end");
         refused("stopping");
@@ -456,6 +458,8 @@ fn take_call(bridge: &'static Bridge, incoming: &IncomingCall) -> Answer {
 /// One call, from ring to transcript. Its two threads and its tools share it.
 struct Call {
     bridge: &'static Bridge,
+    /// The agent's files as they were when it rang.
+    files: Arc<Agent>,
     sid: String,
     number: String,
     direction: Direction,
@@ -515,10 +519,12 @@ impl CallState {
 
 impl Call {
     fn new(bridge: &'static Bridge, incoming: &IncomingCall) -> Call {
-        let state = CallState { stage: bridge.agent.first_stage.clone(), ..CallState::default() };
+        let files = bridge.agent.get();
+        let state = CallState { stage: files.first_stage.clone(), ..CallState::default() };
         let journal = bridge.journals.begin(incoming.sid);
         Call {
             bridge,
+            files,
             sid: incoming.sid.to_owned(),
             number: incoming.number.to_owned(),
             direction: incoming.direction,
@@ -539,7 +545,7 @@ impl Call {
         let state = wait(&self.changed, state, AGENT_WITHIN, |state| state.answer.is_none());
         let answer = state.answer.clone();
         drop(state);
-        answer.unwrap_or_else(|| cannot_serve(self.bridge, &self.bridge.agent.phrases.apology))
+        answer.unwrap_or_else(|| cannot_serve(self.bridge, &self.files.phrases.apology))
     }
 
     fn settle_answer(&self, answer: &Answer) {
@@ -613,12 +619,12 @@ fn note_greeting(call: &Call, from: &str, ms: u64, why: &str) {
 
 impl Call {
     fn default_greeting(&self) -> String {
-        fill(&self.bridge.agent.first_message, |name| self.placeholder(name))
+        fill(&self.files.first_message, |name| self.placeholder(name))
     }
 
     /// What a placeholder stands for in this call's texts.
     fn placeholder(&self, name: &str) -> Option<String> {
-        let agent = &self.bridge.agent;
+        let agent = &self.files;
         match name {
             "agent_name" => {
                 let stage = lock(&self.state).stage.clone();
@@ -664,7 +670,7 @@ fn connect_to_agent(call: &Arc<Call>, line: LineInUse, opening: &Opening) -> Ans
             log!(call, Error, Agent, "{failure}");
             call.journal.note_failure(Step::Agent, failure, "");
             call.hang_up(EndedBy::NoAgent);
-            cannot_serve(call.bridge, &call.bridge.agent.phrases.apology)
+            cannot_serve(call.bridge, &call.files.phrases.apology)
         }
     };
     call.journal.note(&Event::Answer { what: answer.word().into(), ms });
@@ -729,7 +735,7 @@ fn create_agent_call(
         (state.stage.clone(), state.agent_id.clone())
     };
     let new = NewCall { stage: call.stage_body(&first_stage), opening, lasts, sid: &call.sid };
-    let mut order = body::call_body(&bridge.config, &bridge.agent, new);
+    let mut order = body::call_body(&bridge.config, &call.files, new);
     let goes_on = matches!(opening, Opening::GoOn(_)) && !prior.is_empty();
     let prior = goes_on.then_some(prior.as_str());
     match bridge.ultravox.create(&order, prior, deadline, &call.tap) {
@@ -756,10 +762,9 @@ fn max_duration(call: &Call, opening: &Opening) -> Duration {
 impl Call {
     /// What a stage sends to Ultravox: its prompt, voice and tools.
     fn stage_body(&self, stage: &str) -> Value {
-        let Bridge { config, agent, .. } = self.bridge;
-        let Some(stage) = agent.stages.get(stage) else { return json!({}) };
+        let Some(stage) = self.files.stages.get(stage) else { return json!({}) };
         let prompt = fill(&stage.prompt, |name| self.placeholder(name));
-        body::stage_body(config, agent, stage, &prompt)
+        body::stage_body(&self.bridge.config, &self.files, stage, &prompt)
     }
 }
 
@@ -875,7 +880,7 @@ enum Answer {
 
 impl Answer {
     fn twiml(&self, bridge: &Bridge) -> String {
-        let Bridge { config, agent, .. } = bridge;
+        let (config, agent) = (&bridge.config, bridge.agent.get());
         match self {
             Answer::Stream { token } => twiml::connect_stream(&config.public_url, token),
             Answer::Person(number) => {
@@ -1345,7 +1350,7 @@ impl<'a> Act<'a> {
             count_tool(self.call, &invocation, "repeated");
             return log!(self.call, Warn, Act, "{}: asked twice with one id", invocation.tool);
         }
-        let bridge = self.call.bridge;
+        let files = &self.call.files;
         let stage = lock(&self.call.state).stage.clone();
         let run = ToolRun {
             call: Arc::clone(self.call),
@@ -1355,16 +1360,13 @@ impl<'a> Act<'a> {
             began: Instant::now(),
         };
         let (invocation, stage) = (&run.invocation, &run.stage);
-        let offered = bridge
-            .agent
-            .stages
-            .get(stage)
-            .is_some_and(|stage| stage.tools.contains(&invocation.tool));
-        let Some(tool) = bridge.agent.tools.get(&invocation.tool).filter(|_| offered) else {
+        let offered =
+            files.stages.get(stage).is_some_and(|stage| stage.tools.contains(&invocation.tool));
+        let Some(tool) = files.tools.get(&invocation.tool).filter(|_| offered) else {
             log!(self.call, Warn, Act, "{} is not a tool of stage {stage}", invocation.tool);
             return run.settle(&ToolResult::NoSuchTool, "no such tool");
         };
-        if let Some(lack) = invocation.lacks(tool, &bridge.agent) {
+        if let Some(lack) = invocation.lacks(tool, files) {
             log!(self.call, Info, Act, "{}: {lack}", invocation.tool);
             return run.settle(&ToolResult::Say(lack), "incomplete");
         }
@@ -1382,7 +1384,7 @@ impl<'a> Act<'a> {
                 self.leaving = Some((EndedBy::Transferred, run.began));
                 ToolResult::HangUp
             }
-            ToolAction::N8n { route, .. } => return ask_n8n_aside(tool, route, run),
+            ToolAction::N8n { .. } => return ask_n8n_aside(run),
             ToolAction::Ultravox { .. } => ToolResult::NoSuchTool,
         };
         run.finish(&result, "done");
@@ -1406,38 +1408,37 @@ impl<'a> Act<'a> {
     }
 }
 
-fn ask_n8n_aside(tool: &'static Tool, route: &'static str, run: ToolRun) {
+fn ask_n8n_aside(run: ToolRun) {
     let (call, run) = (Arc::clone(&run.call), Arc::new(run));
-    let refuse = |why: &str| {
+    let decline = |why: &str| {
         call.tools_running.fetch_sub(1, Ordering::SeqCst);
         log!(call, Warn, Act, "{}: {why}", run.invocation.tool);
-        run.settle(&ToolResult::Failed(why.to_owned()), "refused");
+        run.settle(&ToolResult::Failed(why.to_owned()), "declined");
     };
     if call.tools_running.fetch_add(1, Ordering::SeqCst) >= TOOLS_AT_ONCE_MAX {
-        return refuse("too many things at once; ask again when these are done");
+        return decline("too many things at once; ask again when these are done");
     }
     let aside = Arc::clone(&run);
     let started = spawn(format!("{} tool", shorten(&call.sid)), move || {
         aside.call.journal.note(&Event::ToolBegins(aside.asked()));
-        let (result, outcome) = outlive(|| n8n_tool(&aside.call, tool, route, &aside.invocation))
+        let (result, outcome) = outlive(|| n8n_tool(&aside.call, &aside.invocation))
             .unwrap_or_else(|| (ToolResult::Say(PERHAPS_DONE.into()), "uncertain"));
         aside.finish(&result, outcome);
         aside.call.tools_running.fetch_sub(1, Ordering::SeqCst);
     });
     if let Err(error) = started {
-        refuse(&error.to_string());
+        decline(&error.to_string());
     }
 }
 
 /// Asks n8n, once for each different question. A repeat waits for the first and gets its answer,
 /// because the model does repeat itself, and nobody wants two meetings.
-fn n8n_tool(
-    call: &Call,
-    tool: &Tool,
-    route: &str,
-    invocation: &Invocation,
-) -> (ToolResult, &'static str) {
-    let data = invocation.n8n_data(tool, &call.bridge.agent);
+fn n8n_tool(call: &Call, invocation: &Invocation) -> (ToolResult, &'static str) {
+    let tool = call.files.tools.get(&invocation.tool);
+    let Some(tool @ Tool { action: ToolAction::N8n { route, .. }, .. }) = tool else {
+        return (ToolResult::NoSuchTool, "no such tool");
+    };
+    let data = invocation.n8n_data(tool, &call.files);
     let question = format!("{route} {data}");
     let fingerprint =
         HEXLOWER.encode(digest::digest(&digest::SHA256, question.as_bytes()).as_ref());
@@ -1519,7 +1520,7 @@ impl ToolRun {
 
 /// A name that the model has made up is not a label: there is no end to such names.
 fn count_tool(call: &Call, invocation: &Invocation, outcome: &str) {
-    let known = call.bridge.agent.tools.contains_key(&invocation.tool);
+    let known = call.files.tools.contains_key(&invocation.tool);
     let tool = if known { &invocation.tool } else { "unknown" };
     TOOLS.of(&[tool, outcome]).add();
 }
@@ -1650,7 +1651,7 @@ fn after_the_agent(bridge: &Bridge, how: EndedBy) -> Answer {
     match (how, &bridge.config.fallback_number) {
         (EndedBy::Transferred, Some(number)) => Answer::Transfer(number.clone()),
         (EndedBy::AgentLost | EndedBy::NoAgent | EndedBy::NeverStreamed, _) => {
-            cannot_serve(bridge, &bridge.agent.phrases.apology)
+            cannot_serve(bridge, &bridge.agent.get().phrases.apology)
         }
         (
             EndedBy::Transferred

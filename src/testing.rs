@@ -136,7 +136,7 @@ pub(crate) fn take(object: &mut Value, key: &str) {
 }
 
 pub(crate) fn built_in_agent() -> Agent {
-    Agent::read(None).ok().unwrap()
+    Agent::read(None, &mut Vec::new()).ok().unwrap()
 }
 
 pub(crate) fn invocation(tool: &str, parameters: &Value) -> Invocation {

@@ -19,6 +19,7 @@ use crate::parties::twilio::stream::CallerLeg;
 use crate::records::ended_by::EndedBy;
 use crate::records::event::Direction;
 use crate::records::transcript::{Heard, Speaker};
+use crate::setup::agent_in_force::AgentInForce;
 use crate::testing::{DEADLINE, NO_FORK, full_agent, full_settings, settings, sockets};
 use crate::toolbox::socket::Socket;
 use crate::toolbox::threads::lock;
@@ -37,7 +38,7 @@ fn whoever_looks_at_a_call_does_not_wait_for_the_disk() {
     assert!(!fill.output().unwrap().status.success(), "it ends because no more goes in");
     drop(alone);
     let mut call = Call::new(
-        Box::leak(Box::new(Bridge::build(full_settings(), full_agent(), &[]))),
+        Box::leak(Box::new(Bridge::build(full_settings(), AgentInForce::of(full_agent()), &[]))),
         &an_incoming_call(),
     );
     call.journal = call.bridge.journals.claim(&pipe).ok().unwrap();
@@ -63,7 +64,8 @@ fn a_call_whose_thread_dies_is_ended_and_filed() {
     let data = scratch.path().display().to_string();
     let n8n = ("N8N_WEBHOOK_URL", "https://n8n.example/webhook/call");
     let config = settings(&[("DATA_DIR", &data), n8n]).ok().unwrap();
-    let bridge: &'static Bridge = Box::leak(Box::new(Bridge::build(config, full_agent(), &[])));
+    let bridge: &'static Bridge =
+        Box::leak(Box::new(Bridge::build(config, AgentInForce::of(full_agent()), &[])));
     let incoming = || Call::new(bridge, &an_incoming_call());
     let Admission::Yours(call, line) = bridge.calls.admit("CA1", incoming) else {
         unreachable!("there are no other calls");

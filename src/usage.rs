@@ -48,7 +48,7 @@ pub(crate) fn answer(words: &[&str]) -> Result<(), Stop> {
         }
         _ => {
             let first = words.first().copied().unwrap_or_default();
-            let meant = match nearest(first, &WORDS) {
+            let meant = match nearest(first, WORDS) {
                 Some(word) if word != first => format!(" (did you mean callbridge {word}?)"),
                 _ => String::new(),
             };
@@ -75,7 +75,8 @@ pub(crate) fn options<'a>(
     match words.iter().find(|word| !known.contains(word)) {
         None => Ok(Some(words.to_vec())),
         Some(word) => {
-            let meant = nearest(word, known).map(|meant| format!(" (did you mean {meant}?)"));
+            let meant = nearest(word, known.iter().copied())
+                .map(|meant| format!(" (did you mean {meant}?)"));
             let what = format!("unknown option \"{word}\"{}", meant.unwrap_or_default());
             Err(misused(verb, help, &what))
         }

@@ -38,7 +38,7 @@ pub(crate) fn another_stream(call: &Arc<Call>) -> Answer {
     if lock(&call.state).streams >= STREAMS_MAX {
         log!(call, Error, Stream, "{STREAMS_MAX} streams were cut; giving up");
         call.hang_up(EndedBy::CallerLost);
-        return cannot_serve(call.bridge, &call.bridge.agent.phrases.apology);
+        return cannot_serve(call.bridge, &call.files.phrases.apology);
     }
     // Thread T may not have noticed yet.
     if let Some(cut) = lock(&call.state).caller.take() {
@@ -56,7 +56,8 @@ pub(crate) fn another_stream(call: &Arc<Call>) -> Answer {
 /// process has died with it, or a person did not answer. It goes on with a new agent, in the same
 /// stage, with all that was said.
 pub(crate) fn take_up(bridge: &'static Bridge, sid: &str, what_happened: &'static str) -> Answer {
-    let apology = &bridge.agent.phrases.apology;
+    let agent = bridge.agent.get();
+    let apology = &agent.phrases.apology;
     let (journal, past) = match bridge.journals.take_up(sid) {
         Ok(found) => found,
         Err(why) => {
@@ -95,7 +96,7 @@ pub(crate) fn take_up(bridge: &'static Bridge, sid: &str, what_happened: &'stati
         Admission::Known(call) => call.await_answer(),
         Admission::None => {
             refused("busy");
-            cannot_serve(bridge, &bridge.agent.phrases.busy)
+            cannot_serve(bridge, &agent.phrases.busy)
         }
     }
 }
@@ -160,7 +161,7 @@ impl Call {
         call.began = past.began.unwrap_or(call.began);
         {
             let mut state = lock(&call.state);
-            if bridge.agent.stages.contains_key(&past.stage) {
+            if call.files.stages.contains_key(&past.stage) {
                 state.stage = past.stage;
             }
             state.agent_id = past.agent_id;

@@ -11,6 +11,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 use std::{io, thread};
 
+use signal_hook::consts::SIGHUP;
 use signal_hook::iterator::Signals;
 
 use crate::records::ended_by::EndedBy;
@@ -35,14 +36,16 @@ pub(crate) enum Phase {
 }
 
 /// Waits for SIGTERM or SIGINT, then for the calls to end by themselves. A second signal ends at
-/// once, but for the last lines of the journals.
+/// once, but for the last lines of the journals. SIGHUP ends nothing: it has the agent files read.
 pub(crate) fn await_end(bridge: &'static Bridge, mut signals: Signals) -> io::Result<()> {
     let (news, next_news) = mpsc::channel();
     let drained = news.clone();
     let (begin, begins) = mpsc::channel();
     spawn("signals".into(), move || {
-        for _ in signals.forever() {
-            if news.send("a second signal").is_err() {
+        for signal in signals.forever() {
+            if signal == SIGHUP {
+                bridge.agent.read_again(&bridge.config);
+            } else if news.send("a second signal").is_err() {
                 return;
             }
         }
@@ -97,7 +100,7 @@ fn drain_calls(bridge: &'static Bridge) {
     *lock(&bridge.phase) = Phase::Ending;
     for call in bridge.calls.all() {
         log!(call, Info, Goodbye, "this process ends, and the call with it");
-        let told = call.agent().map(|agent| agent.hang_up(&bridge.agent.phrases.cut_short));
+        let told = call.agent().map(|agent| agent.hang_up(&call.files.phrases.cut_short));
         if !matches!(told, Some(Ok(()))) {
             call.hang_up(EndedBy::ShuttingDown);
         }

@@ -13,6 +13,7 @@ use super::tunnel::public_url;
 use crate::Bridge;
 use crate::parties::ultravox::body::LONGEST_CALL;
 use crate::setup::agent::Agent;
+use crate::setup::agent_in_force::AgentInForce;
 use crate::setup::settings::{Config, settings_in_force};
 use crate::setup::stop::Stop;
 use crate::toolbox::http::trusted_roots;
@@ -67,7 +68,7 @@ impl Setup {
         let (agent, agent_is_right) = look_at_agent(&mut config, &mut findings)?;
         let (public_url, about_ngrok) = public_url(&mut config, is_unusable);
         findings.extend(about_ngrok);
-        let bridge = Bridge::build(config, agent, &roots);
+        let bridge = Bridge::build(config, AgentInForce::of(agent), &roots);
         // The threads that ask may outlive their time limit, and so must what they look at.
         let bridge: &'static Bridge = Box::leak(Box::new(bridge));
         let setup = Setup { bridge, agent_is_right, complaints, public_url };

@@ -132,7 +132,8 @@ fn find_model(setup: &Setup, deadline: Instant) -> Result<Finding, Trouble> {
 /// Each voice once, with the stages that speak with it.
 fn voices(setup: &Setup) -> BTreeMap<String, Vec<String>> {
     let mut voices: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    let stages = setup.bridge.agent.stages.iter().filter(|_| setup.agent_is_right);
+    let agent = setup.bridge.agent.get();
+    let stages = agent.stages.iter().filter(|_| setup.agent_is_right);
     for (name, stage) in stages {
         voices.entry(stage.voice.clone()).or_default().push(name.clone());
     }

@@ -23,7 +23,7 @@ use crate::records::journal::sid_of;
 use crate::records::past::{JournalSlice, PastCall};
 use crate::records::tally::Failed;
 use crate::records::transcript::Utterance;
-use crate::setup::agent::{Agent, ToolAction};
+use crate::setup::agent::ToolAction;
 use crate::toolbox::threads::lock;
 use crate::toolbox::time::{by_the_calendar, in_seconds};
 use crate::{Bridge, Call};
@@ -95,6 +95,8 @@ pub(crate) fn call_list(bridge: &'static Bridge, request: &tiny_http::Request) -
     let is_live = |sid: &str| live.iter().any(|call| call.sid == sid);
     let known = bridge.history.look(&bridge.journals, &bridge.config.data_dir, is_live);
     let (past, next) = Filter::of(&query).page(bridge, &known, before, limit);
+    // For whoever edits them: what is wrong shows before the next call.
+    bridge.agent.look(&bridge.config, false);
     let mut answer = json!({
         "now": by_the_calendar(Timestamp::now()),
         "started": by_the_calendar(bridge.began),
@@ -107,7 +109,7 @@ pub(crate) fn call_list(bridge: &'static Bridge, request: &tiny_http::Request) -
             "givenUp": bridge.outbox.given_up(),
             "isLate": bridge.outbox.oldest() > ON_ITS_WAY,
         },
-        "agent": agent_in_short(&bridge.agent),
+        "agent": agent_in_short(bridge),
         "past": past,
         "next": next,
     });
@@ -221,7 +223,7 @@ impl Summary {
 
     fn of_past(bridge: &Bridge, call: &Known) -> Summary {
         let past = &call.past;
-        let stage = if past.stage.is_empty() { &bridge.agent.first_stage } else { &past.stage };
+        let first = || bridge.agent.get().first_stage.clone();
         let has_n8n = bridge.config.n8n_webhook_url.is_some();
         let undelivered = call.undelivered().filter(|_| has_n8n);
         let filing = undelivered.map(|why| Failed { step: 9, tool: None, why: why.to_owned() });
@@ -232,7 +234,7 @@ impl Summary {
             began: past.began.map(by_the_calendar),
             ended: past.ended.map(by_the_calendar),
             seconds: call.seconds(),
-            stage: stage.clone(),
+            stage: if past.stage.is_empty() { first() } else { past.stage.clone() },
             ended_by: past.ended_by,
             live: false,
             speaking: None,
@@ -246,8 +248,10 @@ impl Summary {
     }
 }
 
-/// What the page draws the flow chart from.
-fn agent_in_short(agent: &Agent) -> Value {
+/// What the page draws the flow chart from, since when that counts, and what is wrong with the
+/// files that were read after it.
+fn agent_in_short(bridge: &Bridge) -> Value {
+    let (agent, read, mistakes) = bridge.agent.story();
     let stages = agent.stages.iter().map(|(name, stage)| {
         json!({
             "name": name,
@@ -271,6 +275,8 @@ fn agent_in_short(agent: &Agent) -> Value {
     json!({
         "name": agent.name,
         "company": agent.company,
+        "read": by_the_calendar(read),
+        "mistakes": mistakes,
         "firstStage": agent.first_stage,
         "stages": stages.collect::<Vec<_>>(),
         "tools": tools.collect::<Map<_, _>>(),

@@ -17,7 +17,7 @@ use crate::toolbox::metrics::{
 
 /// `GET /metrics`.
 pub(crate) fn metrics(bridge: &'static Bridge, _: &tiny_http::Request) -> Reply {
-    begin(&bridge.agent);
+    begin(&bridge.agent.get());
     CALLS_IN_PROGRESS.of(&[]).set(bridge.calls.all().len());
     CALLS_MAX.of(&[]).set(bridge.config.max_calls);
     look_at(&bridge.outbox);

@@ -51,7 +51,7 @@ impl Answer {
     fn sentence(&self, bridge: &Bridge) -> String {
         match self {
             Answer::Sentence(sentence) => sentence.clone(),
-            Answer::Person(_) => bridge.agent.phrases.putting_through.clone(),
+            Answer::Person(_) => bridge.agent.get().phrases.putting_through.clone(),
             Answer::Stream { .. } | Answer::Transfer(_) | Answer::HangUp => String::new(),
         }
     }

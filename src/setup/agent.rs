@@ -6,6 +6,7 @@
 //! offered a tool that can only fail. What may be in the files, and every mistake in them, is
 //! `agent_files`. Nothing is checked again behind this.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,7 +15,8 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::setup::agent_files::{AgentFile, Mistakes};
+use crate::setup::agent_files::Mistakes;
+use crate::setup::agent_in_force::{Seen, look_at};
 use crate::setup::settings::{Config, settings_in_force};
 use crate::setup::stop::{Stop, needs_attention};
 use crate::setup::values::Settings;
@@ -37,8 +39,7 @@ pub(crate) struct Agent {
 }
 
 /// Sentences that are said for the agent, in the agent's language.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Default)]
 pub(crate) struct Phrases {
     pub(crate) busy: String,
     pub(crate) apology: String,
@@ -51,8 +52,6 @@ pub(crate) struct Phrases {
 }
 
 /// A part of the conversation. Entering it replaces prompt, voice and the set of tools.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 pub(crate) struct Stage {
     pub(crate) voice: String,
     pub(crate) agent_name: Option<String>,
@@ -69,13 +68,10 @@ pub(crate) struct Tool {
     pub(crate) action: ToolAction,
 }
 
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Default)]
 pub(crate) struct Schema {
-    #[serde(rename = "type")]
     pub(crate) kind: String,
     pub(crate) properties: Map<String, Value>,
-    #[serde(default)]
     pub(crate) required: Vec<String>,
 }
 
@@ -120,7 +116,12 @@ pub(super) const PLACEHOLDERS: [&str; 4] = ["agent_name", "company_name", "now",
 
 impl Agent {
     pub(crate) fn load(config: &Config) -> Result<Agent, Vec<String>> {
-        let mut agent = Agent::read(config.agent_dir.as_deref())?;
+        Agent::load_noting(config, &mut Vec::new())
+    }
+
+    /// Notes the files that it has looked at, be they right or wrong.
+    pub(super) fn load_noting(config: &Config, seen: &mut Vec<Seen>) -> Result<Agent, Vec<String>> {
+        let mut agent = Agent::read(config.agent_dir.as_deref(), seen)?;
         if let Some(first_message) = &config.first_message {
             agent.first_message.clone_from(first_message);
         }
@@ -129,14 +130,24 @@ impl Agent {
     }
 
     /// From the owner's directory, or else the one that is built in.
-    pub(crate) fn read(directory: Option<&Path>) -> Result<Agent, Vec<String>> {
+    pub(crate) fn read(
+        directory: Option<&Path>,
+        seen: &mut Vec<Seen>,
+    ) -> Result<Agent, Vec<String>> {
+        let seen = RefCell::new(seen);
         Agent::from_files(&|name| match directory {
             None => {
                 let file = BUILT_IN_AGENT.iter().find(|(built_in, _)| *built_in == name);
                 file.map(|(_, text)| (*text).to_owned()).ok_or_else(|| "is not built in".to_owned())
             }
-            Some(directory) => fs::read_to_string(directory.join(name))
-                .map_err(|error| format!("cannot be read from {}: {error}", directory.display())),
+            Some(directory) => {
+                let path = directory.join(name);
+                // Before it is read: what is edited meanwhile is read once more.
+                seen.borrow_mut().push(look_at(path.clone()));
+                fs::read_to_string(path).map_err(|error| {
+                    format!("cannot be read from {}: {error}", directory.display())
+                })
+            }
         })
     }
 
@@ -148,7 +159,7 @@ impl Agent {
         }
         let settings = Settings { values, complaints };
         let directory = settings.text("AGENT_DIR").map(PathBuf::from);
-        Agent::read(directory.as_deref())
+        Agent::read(directory.as_deref(), &mut Vec::new())
             .map_err(|mistakes| needs_attention("agent file mistake", &mistakes))
     }
 
@@ -157,36 +168,11 @@ impl Agent {
         read: &dyn Fn(&str) -> Result<String, String>,
     ) -> Result<Agent, Vec<String>> {
         let text = read("agent.json").map_err(|why| vec![format!("agent.json  {why}")])?;
-        let file: AgentFile =
+        let file =
             serde_json::from_str(&text).map_err(|error| vec![format!("agent.json  {error}")])?;
-        let entries = (file.stages.len(), file.tools.len());
-        let mut mistakes = Mistakes(Vec::new());
-        let mut agent = Agent {
-            name: file.agent_name,
-            company: file.company_name,
-            language: file.language,
-            first_message: file.first_message,
-            phrases: file.phrases,
-            first_stage: file.first_stage,
-            stages: mistakes.entries("stages", file.stages),
-            tools: BTreeMap::new(),
-            calendars: file.calendars,
-        };
-        for (name, tool) in mistakes.entries("tools", file.tools) {
-            if let Some(tool) = mistakes.tool(&name, tool) {
-                agent.tools.insert(name, tool);
-            }
-        }
-        for (name, stage) in &mut agent.stages {
-            mistakes.prompt(name, stage, read);
-        }
-        mistakes.fixed_texts(&agent);
-        if (agent.stages.len(), agent.tools.len()) == entries {
-            // An entry that could not be read would be missed everywhere, which helps nobody.
-            mistakes.names_that_lead_nowhere(&agent);
-            mistakes.stages_nobody_enters(&agent);
-        }
-        if mistakes.0.is_empty() { Ok(agent) } else { Err(mistakes.0) }
+        let mut mistakes = Mistakes::default();
+        let agent = mistakes.agent(file, read);
+        if mistakes.lines.is_empty() { Ok(agent) } else { Err(mistakes.lines) }
     }
 
     /// A tool that could only fail is not offered: the model would try it, and apologise.

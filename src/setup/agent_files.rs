@@ -9,116 +9,239 @@
 //!
 //! What a call would do with a stage or a tool is none of its business.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeSet, HashSet};
 use std::fmt::Display;
 use std::time::Duration;
 
-use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value, json};
 
 use crate::setup::agent::{
     Agent, PLACEHOLDERS, Phrases, Schema, Stage, TOOL_WITHIN_MAX, Tool, ToolAction,
 };
-use crate::toolbox::text::placeholders;
+use crate::toolbox::text::{nearest, placeholders};
 
 /// Time for a tool of the agent's own file that does not name one.
 const TOOL_WITHIN: Duration = Duration::from_secs(10);
 
-/// `agent.json` as it is written. Stages and tools are read one by one, so that a slip in one does
-/// not hide a slip in the next.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct AgentFile {
-    pub(super) agent_name: String,
-    pub(super) company_name: String,
-    pub(super) language: String,
-    pub(super) first_message: String,
-    pub(super) phrases: Phrases,
-    pub(super) first_stage: String,
-    pub(super) stages: Map<String, Value>,
-    pub(super) tools: Map<String, Value>,
-    #[serde(default)]
-    pub(super) calendars: BTreeMap<String, String>,
-}
+/// The one thing that a tool does, by its key.
+const ACTIONS: [&str; 6] = ["enter_stage", "n8n", "reply", "hang_up", "transfer", "ultravox"];
 
-/// A tool as it is written: beside its action it has these, and no other key.
-#[derive(Deserialize)]
-pub(super) struct ToolFile {
-    pub(super) description: String,
-    pub(super) parameters: Option<Schema>,
-    timeout_s: Option<u64>,
-    #[serde(flatten)]
-    pub(super) action: Map<String, Value>,
+/// An object of the file while it is taken apart, key by key, so that a slip in one does not hide a
+/// slip in the next.
+struct Object {
+    place: String,
+    fields: Map<String, Value>,
+    /// Keys that it may have, and those of them that it must have and has not.
+    known: Vec<&'static str>,
+    missing: Vec<&'static str>,
 }
 
 /// What is wrong with the agent's files: file, place, what.
-pub(super) struct Mistakes(pub(super) Vec<String>);
+#[derive(Default)]
+pub(super) struct Mistakes {
+    pub(super) lines: Vec<String>,
+    /// Something could not be read, and would be missed in other places, which helps nobody.
+    is_partial: bool,
+}
 
 impl Mistakes {
-    pub(super) fn entries<T: serde::de::DeserializeOwned>(
+    pub(super) fn agent(
         &mut self,
-        place: &str,
-        values: Map<String, Value>,
-    ) -> BTreeMap<String, T> {
-        let mut entries = BTreeMap::new();
-        for (name, value) in values {
-            match serde_json::from_value(value) {
-                Ok(entry) => drop(entries.insert(name, entry)),
-                Err(error) => self.add(format_args!("{place}.{name}"), error),
-            }
+        file: Value,
+        read: &dyn Fn(&str) -> Result<String, String>,
+    ) -> Agent {
+        let mut file = self.object("", file);
+        let mut text = |key| self.required::<String>(&mut file, key).unwrap_or_default();
+        let (name, company) = (text("agent_name"), text("company_name"));
+        let (language, first_message) = (text("language"), text("first_message"));
+        let first_stage = text("first_stage");
+        let phrases = self.required(&mut file, "phrases").map(|value| self.phrases(value));
+        let stages: Map<_, _> = self.required(&mut file, "stages").unwrap_or_default();
+        let tools: Map<_, _> = self.required(&mut file, "tools").unwrap_or_default();
+        let calendars = self.optional(&mut file, "calendars").unwrap_or_default();
+        self.end(file);
+        let tool_names: BTreeSet<String> = tools.keys().cloned().collect();
+        let tools = tools.into_iter().filter_map(|(name, tool)| {
+            let tool = self.tool(&name, tool)?;
+            Some((name, tool))
+        });
+        let tools = tools.collect();
+        let stages = stages.into_iter().map(|(name, stage)| {
+            let stage = self.stage(&name, stage, read);
+            (name, stage)
+        });
+        let stages = stages.collect();
+        let phrases = phrases.unwrap_or_default();
+        let agent = Agent {
+            name,
+            company,
+            language,
+            first_message,
+            phrases,
+            first_stage,
+            stages,
+            tools,
+            calendars,
+        };
+        self.fixed_texts(&agent);
+        self.names_that_lead_nowhere(&agent, &tool_names);
+        if !self.is_partial {
+            self.stages_nobody_enters(&agent);
         }
-        entries
+        agent
+    }
+
+    fn object(&mut self, place: &str, value: Value) -> Object {
+        let fields = match value {
+            Value::Object(fields) => Some(fields),
+            _ => None,
+        };
+        if fields.is_none() {
+            self.cannot_read(place, "must be an object");
+        }
+        // Of what is no object nothing more is missed.
+        let known = if fields.is_some() { Vec::new() } else { vec![""] };
+        let fields = fields.unwrap_or_default();
+        Object { place: place.to_owned(), fields, known, missing: Vec::new() }
+    }
+
+    fn required<T: DeserializeOwned>(
+        &mut self,
+        object: &mut Object,
+        key: &'static str,
+    ) -> Option<T> {
+        if !object.fields.contains_key(key) {
+            object.missing.push(key);
+        }
+        self.optional(object, key)
+    }
+
+    fn optional<T: DeserializeOwned>(
+        &mut self,
+        object: &mut Object,
+        key: &'static str,
+    ) -> Option<T> {
+        object.known.push(key);
+        let value = object.fields.remove(key)?;
+        let place = object.place_of(key);
+        serde_json::from_value(value).map_err(|error| self.cannot_read(&place, error)).ok()
+    }
+
+    /// What is left over in an object, and what it lacks.
+    fn end(&mut self, mut object: Object) {
+        if object.known.first() == Some(&"") {
+            return;
+        }
+        for key in object.fields.keys() {
+            let meant = nearest(key, object.missing.iter().chain(&object.known).copied());
+            object.missing.retain(|missing| Some(*missing) != meant);
+            let meant = meant.map(|meant| format!(": `{meant}` is meant")).unwrap_or_default();
+            self.cannot_read(&object.place, format_args!("unknown field `{key}`{meant}"));
+        }
+        for key in object.missing {
+            self.cannot_read(&object.place, format_args!("missing field `{key}`"));
+        }
+    }
+
+    fn cannot_read(&mut self, place: &str, what: impl Display) {
+        self.is_partial = true;
+        self.add(place, what);
     }
 
     fn add(&mut self, place: impl Display, what: impl Display) {
-        self.0.push(format!("agent.json  {place} {what}"));
+        let place = place.to_string();
+        let gap = if place.is_empty() { "" } else { " " };
+        self.lines.push(format!("agent.json  {place}{gap}{what}"));
     }
 
-    pub(super) fn tool(&mut self, name: &str, file: ToolFile) -> Option<Tool> {
+    fn phrases(&mut self, value: Value) -> Phrases {
+        let mut object = self.object("phrases", value);
+        let mut text = |key| self.required::<String>(&mut object, key).unwrap_or_default();
+        let phrases = Phrases {
+            busy: text("busy"),
+            apology: text("apology"),
+            putting_through: text("putting_through"),
+            still_there: text("still_there"),
+            silence_goodbye: text("silence_goodbye"),
+            time_is_up: text("time_is_up"),
+            closing: text("closing"),
+            cut_short: text("cut_short"),
+        };
+        self.end(object);
+        phrases
+    }
+
+    fn tool(&mut self, name: &str, value: Value) -> Option<Tool> {
         let place = format!("tools.{name}");
         // What Ultravox accepts as a name for the model.
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
         if name.is_empty() || name.len() > 64 || !name.bytes().all(plain) {
             self.add(&place, "must be named with 1 to 64 letters, digits, _ and -");
         }
-        let action: ToolAction = match serde_json::from_value(Value::Object(file.action)) {
-            Ok(action) => action,
-            Err(error) => {
-                let kinds = "enter_stage, n8n, reply, hang_up, transfer, ultravox";
-                self.add(&place, format_args!("must do exactly one of {kinds}: {error}"));
-                return None;
-            }
-        };
-        let within = Duration::from_secs(file.timeout_s.unwrap_or(TOOL_WITHIN.as_secs()));
+        let mut file = self.object(&place, value);
+        let description = self.required(&mut file, "description").unwrap_or_default();
+        let parameters = self.optional(&mut file, "parameters");
+        let parameters = parameters.map(|value| self.schema(&place, value));
+        let seconds: Option<u64> = self.optional(&mut file, "timeout_s");
+        let action = self.action(&mut file);
+        self.end(file);
+        let within = seconds.map_or(TOOL_WITHIN, Duration::from_secs);
         if within.is_zero() || within > TOOL_WITHIN_MAX {
             let most = TOOL_WITHIN_MAX.as_secs();
             self.add(format_args!("{place}.timeout_s"), format_args!("must be from 1 to {most}"));
         }
-        let parameters = file
-            .parameters
-            .unwrap_or_else(|| Schema { kind: "object".into(), ..Schema::default() });
-        self.schema(&place, &parameters);
+        let parameters =
+            parameters.unwrap_or_else(|| Schema { kind: "object".into(), ..Schema::default() });
+        let action = action?;
         self.texts(&place, &action, &parameters);
-        Some(Tool { description: file.description, parameters, within, action })
+        Some(Tool { description, parameters, within, action })
+    }
+
+    fn action(&mut self, tool: &mut Object) -> Option<ToolAction> {
+        tool.known.extend(ACTIONS);
+        let mut found = ACTIONS.into_iter().filter_map(|key| tool.fields.remove_entry(key));
+        let wanted = || format!("must do exactly one of {}", ACTIONS.join(", "));
+        match (found.next(), found.next()) {
+            (Some((kind, value)), None) => {
+                let action = serde_json::from_value(json!({kind: value}));
+                let complain = |error| format!("{}: {error}", wanted());
+                action.map_err(|error| self.cannot_read(&tool.place, complain(error))).ok()
+            }
+            (None, _) if tool.fields.keys().any(|key| nearest(key, ACTIONS).is_some()) => None,
+            _ => {
+                self.cannot_read(&tool.place, wanted());
+                None
+            }
+        }
     }
 
     /// The part of JSON Schema that Ultravox is given, checked as far as a slip of the pen goes.
-    fn schema(&mut self, place: &str, schema: &Schema) {
+    fn schema(&mut self, tool: &str, value: Value) -> Schema {
         const TYPES: &str = "string, number, integer, boolean, array, object";
+        let place = format!("{tool}.parameters");
+        let mut file = self.object(&place, value);
+        let schema = Schema {
+            kind: self.required(&mut file, "type").unwrap_or_else(|| "object".into()),
+            properties: self.required(&mut file, "properties").unwrap_or_default(),
+            required: self.optional(&mut file, "required").unwrap_or_default(),
+        };
+        self.end(file);
         if schema.kind != "object" {
-            self.add(format_args!("{place}.parameters.type"), "must be \"object\"");
+            self.add(format_args!("{place}.type"), "must be \"object\"");
         }
         for (name, property) in &schema.properties {
             let kind = property.get("type").and_then(Value::as_str).unwrap_or_default();
             if !TYPES.split(", ").any(|known| known == kind) {
-                let place = format!("{place}.parameters.properties.{name}.type");
+                let place = format!("{place}.properties.{name}.type");
                 self.add(place, format_args!("must be one of {TYPES}"));
             }
         }
         for name in schema.required.iter().filter(|name| !schema.properties.contains_key(*name)) {
-            let place = format!("{place}.parameters.required");
+            let place = format!("{place}.required");
             self.add(place, format_args!("names \"{name}\", which is not among the properties"));
         }
+        schema
     }
 
     /// A text of a tool may use the tool's own parameters as well.
@@ -153,38 +276,59 @@ impl Mistakes {
         }
     }
 
-    pub(super) fn prompt(
+    fn stage(
         &mut self,
         name: &str,
-        stage: &mut Stage,
+        value: Value,
         read: &dyn Fn(&str) -> Result<String, String>,
-    ) {
+    ) -> Stage {
         let place = format!("stages.{name}");
-        if stage.voice.is_empty() || stage.voice.chars().count() > 40 {
+        let mut file = self.object(&place, value);
+        let voice: Option<String> = self.required(&mut file, "voice");
+        let agent_name = self.optional(&mut file, "agent_name");
+        let prompt: Option<String> = self.required(&mut file, "prompt");
+        let tools = self.required(&mut file, "tools").unwrap_or_default();
+        self.end(file);
+        if voice.as_ref().is_some_and(|voice| voice.is_empty() || voice.chars().count() > 40) {
             self.add(
                 format_args!("{place}.voice"),
                 "must be a voice's name or id, 1 to 40 characters",
             );
         }
-        let file = std::mem::take(&mut stage.prompt);
-        match read(&file) {
+        let voice = voice.unwrap_or_default();
+        let prompt = prompt.map(|file| self.prompt(&place, &file, read)).unwrap_or_default();
+        Stage { voice, agent_name, prompt, tools }
+    }
+
+    fn prompt(
+        &mut self,
+        place: &str,
+        file: &str,
+        read: &dyn Fn(&str) -> Result<String, String>,
+    ) -> String {
+        let text = read(file);
+        match &text {
             Ok(text) if text.trim().is_empty() => {
-                self.0.push(format!("{file}  is empty ({place})"));
+                self.lines.push(format!("{file}  is empty ({place})"));
             }
-            Ok(text) => stage.prompt = text,
-            Err(why) => self.0.push(format!("{file}  {why} ({place}.prompt)")),
+            Ok(_) => {}
+            Err(why) => self.lines.push(format!("{file}  {why} ({place}.prompt)")),
         }
-        for (name, line) in placeholders(&stage.prompt) {
+        let prompt = text.unwrap_or_default();
+        for (name, line) in placeholders(&prompt) {
             if !PLACEHOLDERS.contains(&name.as_str()) {
                 let known = PLACEHOLDERS.join(", ");
-                self.0.push(format!("{file}:{line}  {{{name}}} is not known: use one of {known}"));
+                self.lines
+                    .push(format!("{file}:{line}  {{{name}}} is not known: use one of {known}"));
             }
         }
+        prompt
     }
 
     /// Said by Twilio or by Ultravox itself as they are, but for the first message.
-    pub(super) fn fixed_texts(&mut self, agent: &Agent) {
-        if !has_region(&agent.language) {
+    fn fixed_texts(&mut self, agent: &Agent) {
+        let is_missing = agent.language.is_empty() && self.is_partial;
+        if !is_missing && !has_region(&agent.language) {
             let meant = with_region(&agent.language);
             let meant = meant.map_or("a tag such as \"en-GB\"".into(), |tag| format!("\"{tag}\""));
             let what = format!("is \"{}\", without its region: use {meant}", agent.language);
@@ -197,9 +341,9 @@ impl Mistakes {
         }
     }
 
-    pub(super) fn names_that_lead_nowhere(&mut self, agent: &Agent) {
+    fn names_that_lead_nowhere(&mut self, agent: &Agent, tools: &BTreeSet<String>) {
         for (name, stage) in &agent.stages {
-            for tool in stage.tools.iter().filter(|tool| !agent.tools.contains_key(*tool)) {
+            for tool in stage.tools.iter().filter(|tool| !tools.contains(*tool)) {
                 self.add(
                     format_args!("stages.{name}.tools"),
                     format_args!("names \"{tool}\", which is no tool"),
@@ -235,7 +379,8 @@ impl Mistakes {
         for (location, _) in agent.calendars.iter().filter(|(_, email)| !email.contains('@')) {
             self.add(format_args!("calendars.{location}"), "must be an e-mail address");
         }
-        if !agent.stages.contains_key(&agent.first_stage) {
+        let is_missing = agent.first_stage.is_empty() && self.is_partial;
+        if !is_missing && !agent.stages.contains_key(&agent.first_stage) {
             self.add(
                 "first_stage",
                 format_args!("is \"{}\", which is no stage", agent.first_stage),
@@ -243,7 +388,7 @@ impl Mistakes {
         }
     }
 
-    pub(super) fn stages_nobody_enters(&mut self, agent: &Agent) {
+    fn stages_nobody_enters(&mut self, agent: &Agent) {
         let mut reached = HashSet::from([agent.first_stage.as_str()]);
         let mut to_visit = vec![agent.first_stage.as_str()];
         while let Some(stage) = to_visit.pop() {
@@ -263,6 +408,12 @@ impl Mistakes {
                 "is entered by no tool of a stage that is entered",
             );
         }
+    }
+}
+
+impl Object {
+    fn place_of(&self, key: &str) -> String {
+        if self.place.is_empty() { key.to_owned() } else { format!("{}.{key}", self.place) }
     }
 }
 

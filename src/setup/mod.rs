@@ -2,10 +2,12 @@
 //!
 //! `settings` and `agent` are read at the start, once and completely: all complaints come together,
 //! and nobody behind them has to doubt a value. A command that cannot begin gives back a
-//! `stop::Stop`. Nothing here talks to anybody outside, and nothing changes while a call lasts.
+//! `stop::Stop`. Nothing here talks to anybody outside. Only the agent may be another one later,
+//! for the calls that begin then (`agent_in_force`).
 
 pub(crate) mod agent;
 mod agent_files;
+pub(crate) mod agent_in_force;
 pub(crate) mod settings;
 pub(crate) mod start_lines;
 pub(crate) mod stop;

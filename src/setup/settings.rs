@@ -18,6 +18,7 @@ use serde_json::json;
 use crate::setup::values::Settings;
 use crate::toolbox::failure::Secret;
 use crate::toolbox::log::{Level, LogFormat};
+use crate::toolbox::text::nearest;
 
 /// `API_TOKEN` and `METRICS_TOKEN`. A shorter one could be guessed.
 pub(super) const TOKEN_CHARS_MIN: usize = 16;
@@ -205,7 +206,22 @@ pub(crate) fn settings_in_force() -> (HashMap<String, String>, Vec<String>) {
             }
         }
     }
+    complaints.extend(misspelt(&values));
     (values, complaints)
+}
+
+/// Names in `.env` that are nearly ours. Others may be there for other programs, and so may one
+/// that is nearly ours if the right one is there too.
+fn misspelt(values: &HashMap<String, String>) -> Vec<String> {
+    let unknown = values.keys().filter(|name| !SETTINGS.contains(&name.as_str()));
+    let mut complaints: Vec<String> = unknown
+        .filter_map(|name| {
+            let meant = nearest(name, SETTINGS).filter(|meant| !values.contains_key(*meant))?;
+            Some(format!(".env  has {name}, which is no setting ({meant} is meant)"))
+        })
+        .collect();
+    complaints.sort();
+    complaints
 }
 
 impl Config {

@@ -93,27 +93,33 @@ pub(crate) fn counted(count: usize, one: &str) -> String {
     format!("{count} {one}{}", if count == 1 { "" } else { "s" })
 }
 
-/// The one that was probably meant: two letters may be wrong, missing or too much, but not half of
-/// them.
-pub(crate) fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
-    let nearest = known.iter().map(|known| (distance(word, known), *known)).min();
-    nearest.filter(|(slips, known)| *slips <= 2 && 2 * slips < known.len()).map(|(_, known)| known)
+/// The word that is meant by one with a slip of the pen in it: a letter or two more, less, other,
+/// or a last part that is missing.
+pub(crate) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let slips_max = (word.len() / 2).min(2);
+    let close = known.into_iter().filter_map(|known| {
+        let begins = word.contains('_') && known.starts_with(&format!("{word}_"));
+        let slips = if begins { slips_max } else { slips_between(word, known) };
+        (slips <= slips_max).then_some((slips, known))
+    });
+    close.min_by_key(|(slips, _)| *slips).map(|(_, known)| known)
 }
 
-/// Letters to change, to add or to leave out until they are the same (Levenshtein).
-fn distance(from: &str, to: &str) -> usize {
-    let to: Vec<char> = to.chars().collect();
-    let mut above: Vec<usize> = (0..=to.len()).collect();
-    for (row, letter) in from.chars().enumerate() {
-        let mut line = vec![row + 1];
-        for (other, over) in to.iter().zip(above.windows(2)) {
-            let (&[diagonal, above], Some(&left)) = (over, line.last()) else { continue };
-            let changed = diagonal + usize::from(letter != *other);
-            line.push(changed.min(above + 1).min(left + 1));
+/// Letters to put in, take out or change (Levenshtein's distance).
+fn slips_between(one: &str, other: &str) -> usize {
+    let mut row: Vec<usize> = (0..=other.chars().count()).collect();
+    for (line, letter) in one.chars().enumerate() {
+        let mut before = line;
+        let mut left = line + 1;
+        row.iter_mut().take(1).for_each(|first| *first = left);
+        for (place, wanted) in row.iter_mut().skip(1).zip(other.chars()) {
+            let changed = before + usize::from(letter != wanted);
+            before = *place;
+            left = changed.min(left + 1).min(*place + 1);
+            *place = left;
         }
-        above = line;
     }
-    above.pop().unwrap_or_default()
+    row.last().copied().unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ mod log;
 mod metrics;
 mod owner;
 mod page;
+mod reload;
 mod sad;
 mod verbs;
 

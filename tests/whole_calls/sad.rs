@@ -1447,6 +1447,27 @@ fn every_malformed_setting_is_named_and_no_secret_is_shown() -> Outcome {
     Ok(())
 }
 
+#[test]
+fn a_name_in_dot_env_that_is_nearly_one_of_ours_is_named_with_the_one_that_is_meant() -> Outcome {
+    let scratch = tempfile::tempdir()?;
+    let lines = "API_TOKE=0123456789abcdef-top-secret\nN8N_WEBHOOK=https://n8n.example/\n\
+        PUBLIC_URLS=https://other.example\nWEBHOOK_URL=https://n8n.example/\nN8N_PORT=5678\n\
+        POSTGRES_PASSWORD=top-secret\n";
+    fs::write(scratch.path().join(".env"), lines)?;
+    let (status, text) = fails_to_start(&ENOUGH, scratch.path())?;
+    assert_eq!(status, Some(2), "{text}");
+    assert!(
+        text.contains("2 settings need attention"),
+        "what is another program's is fine: {text}"
+    );
+    for (name, meant) in [("API_TOKE", "API_TOKEN"), ("N8N_WEBHOOK", "N8N_WEBHOOK_URL")] {
+        let wanted = format!(".env  has {name}, which is no setting ({meant} is meant)");
+        assert!(text.lines().any(|line| line.trim() == wanted), "{wanted}: {text}");
+    }
+    assert!(!text.contains("top-secret"), "{text}");
+    Ok(())
+}
+
 const ENOUGH: [(&str, &str); 4] = [
     ("ULTRAVOX_API_KEY", "key"),
     ("PUBLIC_URL", "https://bridge.example"),
@@ -1502,7 +1523,7 @@ fn every_entry_of_the_agent_file_that_cannot_be_read_is_named() -> Outcome {
             "stages.typo unknown field `voise`",
             "tools.bye must do exactly one",
             "tools.idle must do exactly one",
-            "tools.order_pizza invalid type",
+            "tools.order_pizza.timeout_s invalid type",
         ],
     )
 }

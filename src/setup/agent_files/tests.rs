@@ -17,9 +17,12 @@ type Slip = (fn(&mut Value), &'static str);
 const SLIPS: [Slip; 38] = [
     (|a| take(a, "company_name"), "agent.json  missing field `company_name`"),
     (|a| a["greetings"] = json!("Hi"), "agent.json  unknown field `greetings`"),
-    (|a| a["language"] = json!(7), "agent.json  invalid type: integer `7`, expected a string"),
-    (|a| take(&mut a["phrases"], "busy"), "agent.json  missing field `busy`"),
-    (|a| a["phrases"]["bye"] = json!(""), "agent.json  unknown field `bye`"),
+    (
+        |a| a["language"] = json!(7),
+        "agent.json  language invalid type: integer `7`, expected a string",
+    ),
+    (|a| take(&mut a["phrases"], "busy"), "agent.json  phrases missing field `busy`"),
+    (|a| a["phrases"]["bye"] = json!(""), "agent.json  phrases unknown field `bye`"),
     (|a| a["first_stage"] = json!("hullo"), "agent.json  first_stage is \"hullo\", which is no"),
     (
         |a| take(&mut a["stages"]["hello"], "voice"),
@@ -47,7 +50,7 @@ const SLIPS: [Slip; 38] = [
         |a| a["stages"]["hello"]["tools"] = json!(["book", "bye"]),
         "agent.json  stages.second is entered by no tool",
     ),
-    (|a| a["tools"]["note"] = json!([]), "agent.json  tools.note "),
+    (|a| a["tools"]["note"] = json!([]), "agent.json  tools.note must be an object"),
     (
         |a| take(&mut a["tools"]["note"], "description"),
         "agent.json  tools.note missing field `description`",
@@ -60,7 +63,10 @@ const SLIPS: [Slip; 38] = [
         |a| a["tools"]["note"]["hang_up"] = json!(true),
         "agent.json  tools.note must do exactly one of",
     ),
-    (|a| a["tools"]["note"]["timeout"] = json!(5), "agent.json  tools.note must do exactly one of"),
+    (
+        |a| a["tools"]["note"]["timeout"] = json!(5),
+        "agent.json  tools.note unknown field `timeout`: `timeout_s` is",
+    ),
     (
         |a| a["tools"]["go_on"]["enter_stage"]["sound"] = json!("gong"),
         "agent.json  tools.go_on must do exactly one of",
@@ -87,7 +93,7 @@ const SLIPS: [Slip; 38] = [
     ),
     (
         |a| a["tools"]["book"]["timeout_s"] = json!(-1),
-        "agent.json  tools.book invalid value: integer `-1`, expected u64",
+        "agent.json  tools.book.timeout_s invalid value: integer `-1`, expected u64",
     ),
     (
         |a| a["tools"]["book"]["parameters"]["type"] = json!("string"),
@@ -95,7 +101,7 @@ const SLIPS: [Slip; 38] = [
     ),
     (
         |a| take(&mut a["tools"]["book"]["parameters"], "properties"),
-        "agent.json  tools.book missing field `properties`",
+        "agent.json  tools.book.parameters missing field `properties`",
     ),
     (
         |a| a["tools"]["book"]["parameters"]["properties"]["when"] = json!({"type": "date"}),
@@ -183,7 +189,6 @@ fn a_slip_in_a_file_is_named_with_its_line() {
     let cases = [
         ("{\"agent_name\": \"Ada\",\n oops", HELLO, "agent.json  ", "at line 2 column"),
         ("", HELLO, "agent.json  ", "at line 1 column 0"),
-        ("{}", HELLO, "agent.json  missing field `agent_name`", "at line 1 column 2"),
     ];
     for (agent, hello, begins, ends) in cases {
         let found = read_agent(agent, hello).err().unwrap();
@@ -203,6 +208,41 @@ fn a_slip_in_a_file_is_named_with_its_line() {
     }
     let found = Agent::from_files(&|_| Err("cannot be read".to_owned())).err().unwrap();
     assert_eq!(found, ["agent.json  cannot be read"]);
+}
+
+/// And it is not named twice, nor what only follows from it.
+#[test]
+fn a_misspelt_key_hides_nothing_else() {
+    let mut agent = small_agent();
+    rename(&mut agent["stages"]["hello"], "prompt", "promt");
+    rename(&mut agent["tools"]["note"], "reply", "repply");
+    rename(&mut agent["tools"]["book"]["parameters"], "required", "requird");
+    rename(&mut agent["phrases"], "busy", "bussy");
+    agent["stages"]["second"]["tools"] = json!(["note", "check_ordr"]);
+    agent["colour"] = json!("red");
+    take(&mut agent, "company_name");
+    let found = mistakes(&agent, HELLO);
+    let mut wanted = [
+        "agent.json  unknown field `colour`",
+        "agent.json  missing field `company_name`",
+        "agent.json  phrases unknown field `bussy`: `busy` is meant",
+        "agent.json  stages.hello unknown field `promt`: `prompt` is meant",
+        "agent.json  stages.second.tools names \"check_ordr\", which is no tool",
+        "agent.json  tools.book.parameters unknown field `requird`: `required` is meant",
+        "agent.json  tools.note unknown field `repply`: `reply` is meant",
+    ];
+    wanted.sort_unstable();
+    let mut found: Vec<&str> = found.iter().map(String::as_str).collect();
+    found.sort_unstable();
+    assert_eq!(found, wanted);
+    assert_eq!(mistakes(&json!({}), HELLO).len(), 8, "each key that must be there");
+    assert_eq!(mistakes(&json!([]), HELLO), ["agent.json  must be an object"]);
+}
+
+fn rename(object: &mut Value, from: &str, to: &str) {
+    let value = object[from].take();
+    take(object, from);
+    object[to] = value;
 }
 
 #[test]

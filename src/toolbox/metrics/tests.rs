@@ -28,7 +28,7 @@ fn every_reason_to_turn_somebody_away_is_in_the_metrics() {
             }
         }
     }
-    for call in ["refused(\"", "refuse(\""] {
+    for call in ["refused(\"", "refuse(\"", "log_refusal(\""] {
         for after in source.split(call).skip(1) {
             let reason = after.split('"').next().unwrap();
             assert!(REASONS.contains(&reason), "{reason} is not in REASONS");

@@ -119,7 +119,7 @@ fn a_slip_finds_the_word_that_was_meant() {
         ("größe", None),
     ];
     for (word, wanted) in cases {
-        assert_eq!(nearest(word, &known), wanted, "{word}");
+        assert_eq!(nearest(word, known), wanted, "{word}");
     }
 }
 
