@@ -523,7 +523,8 @@ fn after_the_third_break_a_person_is_better_than_an_apology() -> Outcome {
 /// What the agent has said before its line broke still plays, and no tone in it.
 #[test]
 fn the_tone_waits_until_the_agents_words_have_been_heard() -> Outcome {
-    const WORDS: Duration = Duration::from_secs(2);
+    /// Less than 2 s by the two frames in which they may overlap, and some more.
+    const WORDS_LAST: Duration = Duration::from_millis(1_900);
     let world = builder().start()?;
     let call = connect_and_talk(&world)?;
     call.phone.wait_audio(voice(1, 100).len())?;
@@ -539,7 +540,7 @@ fn the_tone_waits_until_the_agents_words_have_been_heard() -> Outcome {
     call.phone.wait_audio(heard + 160)?;
     let tone = call.phone.heard().last().map(|one| one.at).ok_or("no tone")?;
     let after = tone.saturating_duration_since(before);
-    assert!(after + Duration::from_millis(100) > WORDS, "a tone {after:?} after the first word");
+    assert!(after > WORDS_LAST, "a tone {after:?} after the first word");
     microphone.stop();
     Ok(())
 }
