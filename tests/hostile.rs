@@ -268,7 +268,8 @@ fn a_media_stream_of_a_stranger_ends_with_its_first_mistake() -> Outcome {
     let media = r#"{"event":"media","streamSid":"MZ1","media":{"payload":"fn5+"}}"#;
     let [message, none] = ["TWILIO_MESSAGE_BYTES_MAX", FIRST_MISTAKE];
     let sense = "nonsense on the line";
-    let cases: [(&str, &str, Vec<u8>, &str, u16); 23] = [
+    let not_ours = "its sound is not mu-law at 8000 Hz";
+    let cases: [(&str, &str, Vec<u8>, &str, u16); 24] = [
         ("a frame not masked", none, b"\x81\x02{}".to_vec(), sense, 1002),
         ("a frame of 2^62 bytes", message, b"\x81\xff\x40\0\0\0\0\0\0\0abcd".to_vec(), sense, 1009),
         ("a frame of 64 KiB + 1", message, frame(0x81, &vec![b' '; 65_537]), sense, 1009),
@@ -291,7 +292,8 @@ fn a_media_stream_of_a_stranger_ends_with_its_first_mistake() -> Outcome {
         ("start without token", none, start("CAnobody", "MZ1", "{}"), "no valid token", 1008),
         ("2,000 parameters", message, start("CAnobody", "MZ1", &many), "no valid token", 1008),
         ("a token of numbers", none, start("CA1", "MZ1", r#"{"token":7}"#), "not a message", 1008),
-        ("sound of another kind", none, other_sound(), "its sound is not mu-law at 8000 Hz", 1008),
+        ("sound of another kind", none, sound("audio/x-l16", 8_000), not_ours, 1008),
+        ("sound of another pace", none, sound("audio/x-mulaw", 16_000), not_ours, 1008),
     ];
     for (name, limit, bytes, line, wanted) in cases {
         siege.attack(name, limit, line, |world| {
@@ -1748,11 +1750,10 @@ fn start(call_sid: &str, stream_sid: &str, parameters: &str) -> Vec<u8> {
     ))
 }
 
-fn other_sound() -> Vec<u8> {
-    text(
-        r#"{"event":"start","start":{"streamSid":"MZ1","callSid":"CA1","mediaFormat":
-            {"encoding":"audio/x-l16","sampleRate":16000}}}"#,
-    )
+fn sound(encoding: &str, rate: u32) -> Vec<u8> {
+    let format = json!({"encoding": encoding, "sampleRate": rate});
+    let start = json!({"streamSid": "MZ1", "callSid": "CA1", "mediaFormat": format});
+    text(&json!({"event": "start", "start": start}).to_string())
 }
 
 fn base64(bytes: &[u8]) -> String {

@@ -32,9 +32,9 @@ pub(super) fn pass_to_http(door: &Door, visitor: &Arc<Visitor>, head: &[u8]) -> 
     let socket = &visitor.socket;
     let inner = Arc::new(connect_to_http(door)?);
     inner.set_nodelay(true)?;
+    inner.set_write_timeout(Some(WRITE_WITHIN))?;
     for side in [&**socket, &*inner] {
         side.set_read_timeout(Some(REQUEST_WITHIN))?;
-        side.set_write_timeout(Some(WRITE_WITHIN))?;
     }
     (&*inner).write_all(head)?;
 

@@ -73,3 +73,6 @@ impl Visitor {
         undecided.retain(|socket| !Arc::ptr_eq(socket, &self.socket));
     }
 }
+
+#[cfg(test)]
+mod tests;

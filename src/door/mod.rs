@@ -114,3 +114,6 @@ fn admit(door: &'static Door, socket: TcpStream) -> io::Result<()> {
     })
     .map(drop)
 }
+
+#[cfg(test)]
+mod tests;

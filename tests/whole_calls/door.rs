@@ -3,6 +3,8 @@
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::Outcome;
 use crate::demo::{PATIENCE, World, WorldBuilder};
@@ -168,6 +170,75 @@ fn only_the_answer_itself_ends_the_connection() -> Outcome {
     assert_eq!(header(head, "connection"), ["close"], "{answer}");
     assert!(body.trim_end().ends_with("</Response>"), "{answer}");
     Ok(())
+}
+
+/// Whoever still sends would lose our answer if the line were cut under it.
+#[test]
+fn whoever_is_refused_in_the_middle_of_sending_gets_to_read_why() -> Outcome {
+    let world = builder().start()?;
+    for (status, begin) in [("431", "GET / HTTP/1.1\r\nX: "), ("400", "nonsense")] {
+        let began = Instant::now();
+        let mut line = connect(world.bridge.address())?;
+        // More than the door reads of it.
+        line.get_mut().write_all((begin.to_owned() + &"x".repeat(200_000)).as_bytes())?;
+        let mut answer = String::new();
+        line.read_to_string(&mut answer)?;
+        assert_eq!(self::status(&answer), status, "{answer}");
+        // It may go on for a second. A line cut at once would take the answer with it, but for a
+        // reader as quick as this one.
+        while line.get_mut().write_all(b"x").is_ok() {
+            assert!(began.elapsed() < 2 * PATIENCE, "it may go on for ever");
+            thread::sleep(Duration::from_millis(10));
+        }
+        assert!(began.elapsed() >= Duration::from_secs(1), "{:?}", began.elapsed());
+    }
+    Ok(())
+}
+
+#[test]
+fn a_head_may_be_as_long_as_it_may_and_no_longer() -> Outcome {
+    const HEAD_BYTES_MAX: usize = 16 * 1_024;
+    let world = builder().start()?;
+    for (length, status) in [(HEAD_BYTES_MAX, "200"), (HEAD_BYTES_MAX + 1, "431")] {
+        let begin = "GET /health HTTP/1.1\r\nX: ";
+        let request = format!("{begin}{}\r\n\r\n", "x".repeat(length - begin.len()));
+        assert_eq!(self::status(&says(&world, request.as_bytes())?), status, "{length}");
+    }
+    Ok(())
+}
+
+/// Ten seconds each: for the head of a request, and for the first message of a stream. A slow
+/// machine may take some longer to notice.
+#[test]
+fn whoever_says_nothing_is_shown_out_in_time() -> Outcome {
+    const AT_LEAST: Duration = Duration::from_secs(9);
+    const AT_MOST: Duration = Duration::from_secs(25);
+    let world = builder().start()?;
+    let head = || -> Outcome {
+        let mut line = connect(world.bridge.address())?;
+        line.get_mut().set_read_timeout(Some(2 * AT_MOST))?;
+        let began = Instant::now();
+        line.get_mut().write_all(b"GET /health HTTP/1.1\r\n")?;
+        assert_eq!(status(&read_head(&mut line)?), "408");
+        assert!((AT_LEAST..AT_MOST).contains(&began.elapsed()), "{:?}", began.elapsed());
+        Ok(())
+    };
+    let stream = || -> Outcome {
+        let began = Instant::now();
+        let mut line = connect(world.bridge.address())?;
+        line.get_mut().set_read_timeout(Some(2 * AT_MOST))?;
+        line.get_mut().write_all(&upgrade("Connection: Upgrade\r\nUpgrade: websocket\r\n"))?;
+        assert_eq!(status(&read_head(&mut line)?), "101");
+        let mut goodbye = [0; 4];
+        line.read_exact(&mut goodbye)?;
+        assert_eq!((goodbye[0], &goodbye[2..]), (0x88, 1_008_u16.to_be_bytes().as_slice()));
+        assert!((AT_LEAST..AT_MOST).contains(&began.elapsed()), "{:?}", began.elapsed());
+        Ok(())
+    };
+    thread::scope(|scope| {
+        let both = [scope.spawn(head), scope.spawn(stream)];
+        both.into_iter().try_for_each(|one| one.join().map_err(|_| "see the assertion above")?)
+    })
 }
 
 // ============================================================================

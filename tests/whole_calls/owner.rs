@@ -176,6 +176,9 @@ fn only_the_owner_is_let_in_and_a_browser_is_told_to_ask() -> Outcome {
             assert_eq!(answer.status, wanted, "{method} {path}: {}", answer.text());
             assert_eq!(answer.header("Cache-Control"), Some("no-store"), "{method} {path}");
             assert_eq!(answer.header("X-Content-Type-Options"), Some("nosniff"));
+            assert_eq!(answer.header("Referrer-Policy"), Some("no-referrer"));
+            // No other site may load it as an image or a script either.
+            assert_eq!(answer.header("Cross-Origin-Resource-Policy"), Some("same-origin"));
         }
     }
     Ok(())
