@@ -213,6 +213,17 @@ fn what_is_not_websocket_is_nonsense_and_the_peer_is_told() {
     }
 }
 
+/// The reading thread answers pings, so it is the one that finds out.
+#[test]
+fn a_peer_that_takes_nothing_is_dead() {
+    let (end, mut far) = end_and_bare_socket(Role::Server);
+    end.socket.set_write_timeout(Some(Duration::from_millis(50))).unwrap();
+    let full = vec![0; 1_024 * 1_024];
+    while (&*end.socket).write(&full).is_ok() {}
+    far.write_all(b"\x89\x80\0\0\0\0").unwrap();
+    assert_eq!(heard(&end), "broken: the peer takes nothing any more");
+}
+
 #[test]
 fn a_line_that_ends_without_a_goodbye_is_broken() {
     let beginnings: [&[u8]; 4] = [b"", b"\x81", b"\x81\x05he", b"\x01\x02he"];

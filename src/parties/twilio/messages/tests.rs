@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+use serde_json::json;
+
 use crate::parties::twilio::messages::FromTwilio;
 use crate::parties::twilio::stream::media_in_short;
 use crate::testing::messages_in_doc;
@@ -187,5 +189,22 @@ fn of_a_sound_only_its_beginning_is_shown() {
     // serde takes a list for an object.
     for odd in ["[1,2]", "7", "null", "{\"media\":7}", "{\"media\":{\"payload\":{}}}", "{"] {
         assert!(media_in_short(odd).len() < 40, "{odd}");
+    }
+}
+
+#[test]
+fn our_sound_has_both_the_right_encoding_and_the_right_pace() {
+    let cases = [
+        ("audio/x-mulaw", 8_000, true),
+        ("audio/x-mulaw", 16_000, false),
+        ("audio/x-l16", 8_000, false),
+    ];
+    for (encoding, rate, is_ours) in cases {
+        let format = json!({"encoding": encoding, "sampleRate": rate});
+        let start = json!({"streamSid": "MZ1", "callSid": "CA1", "mediaFormat": format});
+        let message = json!({"event": "start", "streamSid": "MZ1", "start": start}).to_string();
+        let parsed = parse(&message, "").unwrap().0;
+        let found = matches!(parsed, FromTwilio::Start(start) if start.has_our_sound() == is_ours);
+        assert!(found, "{encoding} {rate}");
     }
 }
