@@ -34,7 +34,7 @@ fn whoever_looks_at_a_call_does_not_wait_for_the_disk() {
         sid: "CA1",
         number: "+4930123456",
         direction: Direction::In,
-        first_message: String::new(),
+        order: None,
         wire: String::new(),
     };
     let mut call = Call::new(

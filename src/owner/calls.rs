@@ -105,7 +105,7 @@ fn past_calls(
     paths.retain(|path| {
         let is_live = live.iter().any(|call| call.sid == sid_of(path));
         let is_older = before.is_empty() || stem(path).is_some_and(|stem| stem.as_str() < before);
-        is_older && !is_live
+        is_older && !is_live && !bridge.ringing.has(path)
     });
     let first = paths.len().saturating_sub(limit);
     let past = paths[first..].iter().rev().map(|path| Summary::of_past(bridge, path)).collect();
@@ -204,7 +204,7 @@ pub(crate) fn call_story(bridge: &'static Bridge, request: &tiny_http::Request) 
     let call = bridge.calls.find(sid);
     let path = match &call {
         Some(call) => Some(call.journal.path().to_owned()),
-        None if is_sid(sid) => bridge.journals.find(sid),
+        None if is_sid("CA", sid) => bridge.journals.find(sid),
         None => None,
     };
     let Some(path) = path else {

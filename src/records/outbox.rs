@@ -101,6 +101,7 @@ impl Outbox {
         file: impl Fn(&mut Delivery) -> Result<(), Failure> + Send + Sync + 'static,
     ) -> io::Result<()> {
         journals.start_writer();
+        journals.read_names();
         let began = Instant::now();
         let clock = Clock::new();
         let count = self.look_through(journals, false);

@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::fmt::Display;
 
-use crate::setup::settings::{API_TOKEN_CHARS_MIN, login_in};
+use crate::setup::settings::{API_TOKEN_CHARS_MIN, MAX_CALLS, login_in};
 use crate::toolbox::failure::Secret;
 use crate::toolbox::text::is_e164;
 
@@ -148,6 +148,12 @@ impl Settings {
                 None
             }
         }
+    }
+
+    /// Unless it is set.
+    pub(super) fn half_of_max_calls(&mut self, name: &str) -> usize {
+        let all = self.values.get("MAX_CALLS").and_then(|text| text.trim().parse().ok());
+        self.number(name, all.unwrap_or(MAX_CALLS).div_ceil(2), 0, 10_000)
     }
 
     pub(super) fn phone_number(&mut self, name: &str) -> Option<String> {

@@ -148,7 +148,7 @@ const ENDS: [&str; 12] = [
 ];
 
 /// Why connections, requests and calls are turned away.
-const REASONS: [&str; 22] = [
+const REASONS: [&str; 25] = [
     "too_many_connections",
     "idle_connection",
     "slow_head",
@@ -167,6 +167,9 @@ const REASONS: [&str; 22] = [
     "stopping",
     "busy",
     "too_often",
+    "withheld",
+    "many_at_once",
+    "over",
     "upgrade",
     "no_start",
     "media_format",
