@@ -735,12 +735,15 @@ fn what_stands_in_the_way_of_a_call_is_said_in_words() -> Outcome {
     browser.wait("text('#past').includes('caller hung up')")?;
 
     browser.run(
-        "window.honest = tell; window.tell = async (...all) => ({
-        ...await honest(...all), parameters: { token: 'somebody else’s' } })",
+        "window.honest = tell; window.tell = async (...all) => {
+        window.tell = honest;
+        return { ...await honest(...all), streamPath: '/media-stream/somebody-elses' }; }",
     )?;
+    // A stream that the door refuses is followed by the next one.
     browser.click("#dial")?;
-    browser.wait("text('#phone-words').includes('was refused: it has no valid token')")?;
-    browser.run("window.tell = honest")?;
+    browser.wait("text('#phone-words').includes('You are connected')")?;
+    browser.click("#hang-up")?;
+    browser.wait("text('#phone-words').includes('You hung up')")?;
 
     browser.forgive_the_network();
     browser.check_rules(&world)?;

@@ -122,11 +122,12 @@ fn nonsense_ends_at_the_door() -> Outcome {
     }
     let idle = IDLE.min(descriptors.saturating_sub(500));
     siege.attack("idle connections", "UNDECIDED_MAX", "oldest make room", |world| {
+        let spared = number_of("UNDECIDED_MAX")?;
+        let crowd = |count: usize| (0..count).map(|_| knock(world)).collect::<io::Result<Vec<_>>>();
+        let mut idle = crowd(idle - spared - MANY)?;
         // Callers whose streams have been let in, but have not said which they are.
         let streams = (0..MANY).map(|_| stream(world)).collect::<Result<Vec<_>, Failed>>()?;
-        let mut idle: Vec<TcpStream> =
-            (0..idle).map(|_| knock(world)).collect::<io::Result<_>>()?;
-        serves_a_call(world)?;
+        idle.extend(crowd(spared + MANY)?);
         for (ringing, mut socket) in streams {
             socket.write_all(&start(&ringing.call_sid, "MZ1"))?;
             let agent = agents_of(world, &ringing.call_sid).into_iter().next();
@@ -138,7 +139,7 @@ fn nonsense_ends_at_the_door() -> Outcome {
             world_is(world, frame[0] == 0x81, &format!("the caller got {frame:?}"))?;
             ringing.call_status(world, "completed")?;
         }
-        let spared = number_of("UNDECIDED_MAX")?;
+        serves_a_call(world)?;
         for socket in idle.iter_mut().rev().skip(spared) {
             world_is(world, socket.read(&mut [0])? == 0, "an idle connection got an answer")?;
         }
