@@ -222,3 +222,6 @@ impl Drop for LineInUse {
         calls.one_less.notify_all();
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -152,3 +152,6 @@ impl Order {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -794,6 +794,28 @@ fn a_booking_asked_for_twice_is_made_once_and_answered_twice() -> Outcome {
     Ok(())
 }
 
+/// So n8n can see that it is the same, also if it has booked the first time and said so too late.
+#[test]
+fn the_same_wish_has_the_same_key_at_each_try() -> Outcome {
+    let world = builder().start()?;
+    let call = connect(&world)?;
+    call.enter_main_stage()?;
+    // An answer by which nothing was done, so that the wish is not remembered.
+    let nobody = json!({"message": "Cannot POST /webhook/call"});
+    for _ in 0..2 {
+        world.n8n.reply_next("3", Reply::json(404, &nobody));
+        let told = call.act("schedule_meeting", &wishes("London"))?["result"].clone();
+        assert!(told.as_str().is_some_and(|told| told.contains("Nothing was done")), "{told}");
+    }
+    world.n8n.set_reply("3", Reply::json(200, &json!({"message": "Booked."})));
+    assert_eq!(call.act("schedule_meeting", &wishes("London"))?["result"], "Booked.");
+    let asked = world.n8n.requests_of("3");
+    let keys: BTreeSet<_> = asked.iter().map(|post| post.header("idempotency-key")).collect();
+    assert_eq!((asked.len(), keys.len()), (3, 1), "{keys:?}");
+    assert!(keys.first().is_some_and(|key| key.is_some_and(|key| key.contains("-3-"))), "{keys:?}");
+    Ok(())
+}
+
 #[test]
 fn sound_flows_both_ways_while_a_tool_waits_for_n8n() -> Outcome {
     let world = builder().tls(true).start()?;

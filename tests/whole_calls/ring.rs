@@ -377,6 +377,17 @@ fn an_outgoing_call_that_rings_while_the_process_dies_is_still_one() -> Outcome 
 }
 
 #[test]
+fn the_owner_may_call_one_number_as_often_as_there_are_lines() -> Outcome {
+    let world = calling_out().setting("CALLS_PER_NUMBER_PER_HOUR", 1).start()?;
+    for count in 1..=6 {
+        assert_eq!(order(&world, PERSON, "")?.status, 201);
+        let placed = world.twilio.wait_orders(count)?.swap_remove(count - 1);
+        assert!(is_served(&world.picks_up(&placed)?), "{count}");
+    }
+    Ok(())
+}
+
+#[test]
 fn no_order_is_taken_when_it_could_not_be_served() -> Outcome {
     let world = calling_out().setting("MAX_CALLS", 1).setting("DRAIN_SECONDS", 60).start()?;
     // The allowed beginning stands in it, but not at its beginning.

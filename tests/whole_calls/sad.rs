@@ -1595,6 +1595,7 @@ fn a_bad_partner_does_not_hold_anybody_up_for_ever() -> Outcome {
         ("a caller who falls silent", a_caller_falls_silent),
         ("an agent who falls silent", an_agent_falls_silent),
         ("a caller who never ends", a_caller_never_ends),
+        ("an agent who says goodbye and stays", an_agent_says_goodbye_and_stays),
     ])
 }
 
@@ -1603,6 +1604,21 @@ fn wait_for_the_end_of(phone: &Phone) -> Result<Heard, Trouble> {
     let over = |heard: &Heard| matches!(heard, Heard::Closed(_) | Heard::Broken(_));
     phone.wait_until("its end", AGES, |heard| heard.iter().any(|one| over(&one.what)))?;
     phone.wait_closed()
+}
+
+fn an_agent_says_goodbye_and_stays() -> Outcome {
+    let world = builder().start()?;
+    let call = connect(&world)?;
+    call.agent.invoke("hangUp", &json!({"reason": "done"}))?;
+    let began = Instant::now();
+    // It is not silent either: that would be noticed sooner.
+    while call.agent.user_said("Hello?").is_ok() && !call.agent.is_over() {
+        assert!(began.elapsed() < AGES, "it is listened to, and billed, for ever");
+        thread::sleep(Duration::from_millis(200));
+    }
+    assert!(began.elapsed() > Duration::from_secs(15), "a long goodbye is no offence");
+    assert_eq!(filed(&world)?.1, "AgentHungUp");
+    Ok(())
 }
 
 fn a_stream_never_says_start() -> Outcome {
