@@ -288,8 +288,5 @@ fn twiml_is_read_as_strictly_as_twilio_reads_it() -> Outcome {
     ] {
         assert!(Twiml::read(bad).is_err(), "{bad}");
     }
-    let long =
-        format!("<Response><Parameter name=\"a\" value=\"{}\"/></Response>", "x".repeat(499));
-    assert!(Twiml::read(&long).is_err(), "longer than Twilio takes");
     Ok(())
 }
