@@ -19,7 +19,7 @@
 //!    and joined at once.
 //! 4. **Answer** - `TwiML` goes back: "connect this call to our Media Stream", with a token that
 //!    opens it once.
-//! 5. **Stream** - Twilio opens `/media-stream`; its token finds the call that waits.
+//! 5. **Stream** - Twilio opens `/media-stream/<token>`; the token finds the call that waits.
 //! 6. **Talk** - two threads relay the sound: caller to agent, agent to caller.
 //! 7. **Act** - the agent invokes tools: change stage, book through n8n, transfer, hang up.
 //! 8. **Goodbye** - either side ends; what the agent has said is heard to the end first.
@@ -120,22 +120,22 @@ use subtle::ConstantTimeEq as _;
 use tiny_http::Method;
 use tungstenite::protocol::frame::coding::CloseCode;
 
-use crate::around::mend::{another_stream, resume_agent, take_up};
+use crate::around::mend::{another_stream, resume_agent, rings_again, take_up};
 use crate::around::ready::{Readiness, keep_ready, ready};
 use crate::around::shutdown::{Phase, await_end};
 use crate::door::health::Identity;
 use crate::door::reply::{Reply, header, read_body};
 use crate::door::{Hall, Visitor};
 use crate::owner::history::History;
-use crate::owner::lines::{Admission, Calls, LineInUse};
-use crate::owner::outgoing::Ringing;
+use crate::owner::lines::{Admission, Calls, LineInUse, NoLine};
+use crate::owner::outgoing::{Order, Ringing};
 use crate::parties::n8n::{N8n, Question};
 use crate::parties::standing::twilio_has_called;
 use crate::parties::twilio::keys::Keys;
 use crate::parties::twilio::messages::FromTwilio;
 use crate::parties::twilio::stream::{self, CallerLeg};
 use crate::parties::twilio::{
-    Form, SHARED_KEY, TWILIO_WEBHOOK, is_final, is_sid, not_in_use, twiml,
+    Form, OUTGOING, SHARED_KEY, TWILIO_WEBHOOK, caller, is_final, is_sid, not_in_use, twiml,
 };
 use crate::parties::twilio::{signature_is_valid, why_invalid};
 use crate::parties::ultravox::body::{self, NewCall, Opening};
@@ -147,7 +147,7 @@ use crate::records::ended_by::EndedBy;
 use crate::records::event::{Direction, Event, ToolAsked};
 use crate::records::journal::{Journal, Journals, WIRE_CHARS_MAX};
 use crate::records::outbox::Outbox;
-use crate::records::tap::{Exhibit, Tap, hidden};
+use crate::records::tap::{Exhibit, Tap};
 use crate::records::transcript::{Heard, Transcript};
 use crate::setup::agent::{Agent, Tool, ToolAction};
 use crate::setup::agent_in_force::AgentInForce;
@@ -156,7 +156,7 @@ use crate::setup::start_lines::introduce;
 use crate::setup::stop::{Stop, needs_attention};
 use crate::toolbox::failure::{Failure, Party};
 use crate::toolbox::http::{Http, tls_config, trusted_roots};
-use crate::toolbox::log::{Sid, Step, complain, log, log_as, log_aside, log_refusal, log_stranger};
+use crate::toolbox::log::{Sid, Step, complain, log, log_as, log_aside, log_refusal};
 use crate::toolbox::metrics::{
     ANSWER_TIME, BROKEN_LINES, CALLS, DEAD_AIR, Relayed, TOOL_TIME, TOOLS, refused,
 };
@@ -319,8 +319,12 @@ impl Hall for Bridge {
         route(self, request)
     }
 
-    fn take_stream(&'static self, visitor: &Visitor, head: Vec<u8>) {
-        media_stream(self, visitor, head);
+    fn take_stream(&'static self, token: &str, visitor: &Visitor, head: Vec<u8>) -> bool {
+        let Some(call) = self.calls.with_token(token) else {
+            return stream::opens_for_check(token, &visitor.socket, head, &self.config);
+        };
+        media_stream(&call, visitor, head);
+        true
     }
 }
 
@@ -379,28 +383,26 @@ fn from_twilio(
             return Reply::text(403, "the signature is missing or wrong");
         }
     }
+    form.add_our_own(request.url());
+    if !is_sid("CA", form.get("CallSid")) {
+        let why = "CallSid is missing or malformed";
+        log_refusal("call_sid", format_args!("{}: {why}", request.url()));
+        return Reply::text(400, why);
+    }
     twilio_has_called("", true);
-    // What we have put into the address ourselves comes behind what Twilio says.
-    let query = request.url().split_once('?').map(|(_, query)| query).unwrap_or_default();
-    form.0.extend(Form::parse(query.as_bytes()).0);
     handle(bridge, &form)
 }
 
 fn incoming_call(bridge: &'static Bridge, form: &Form) -> Reply {
     let sid = form.get("CallSid");
-    if !is_sid(sid) {
-        log_refusal("call_sid", "/incoming-call without a usable CallSid");
-        return Reply::text(400, "CallSid is missing or malformed");
-    }
-    let ringing = bridge.ringing.take(form.get("outgoing"));
+    let order = bridge.ringing.take(form.get(OUTGOING));
     // Of a call that we have made ourselves, the person is at the other end.
-    let (direction, number) = match ringing {
+    let (direction, number) = match order {
         Some(_) => (Direction::Out, form.get("To")),
-        None => (Direction::In, form.get("From")),
+        None => (Direction::In, caller(form.get("From"))),
     };
-    let first_message = ringing.unwrap_or_default();
     let wire = format!("POST /incoming-call\nX-Twilio-Signature: ***\n\n{}", form.redacted());
-    let incoming = IncomingCall { sid, number, direction, first_message, wire };
+    let incoming = IncomingCall { sid, number, direction, order, wire };
     Reply::twiml(take_call(bridge, &incoming).twiml(bridge))
 }
 
@@ -410,48 +412,46 @@ struct IncomingCall<'a> {
     /// As Twilio gave it: a number, `anonymous`, `client:name`, anything.
     number: &'a str,
     direction: Direction,
-    /// Asked for by whoever ordered the call. Empty: as usual.
-    first_message: String,
+    /// Of a call that goes out, unless an earlier process has made it.
+    order: Option<Order>,
     /// The request, for the journal.
     wire: String,
 }
 
 /// Steps 1 to 4 of a new call.
 fn take_call(bridge: &'static Bridge, incoming: &IncomingCall) -> Answer {
-    let IncomingCall { sid, number, direction, first_message, wire } = incoming;
+    let IncomingCall { sid, number, direction, wire, .. } = incoming;
+    if let Some(answer) = rings_again(bridge, incoming) {
+        return answer;
+    }
     let agent = bridge.agent.latest(&bridge.config);
     let phrases = &agent.phrases;
     if !bridge.takes_calls() {
         log!(Sid { sid }, Info, Ring, "not taken, this process is about to end");
         refused("stopping");
-        return cannot_serve(bridge, &phrases.closing);
+        return cannot_serve(bridge, sid, &phrases.closing);
     }
-    let (call, line) = match bridge.calls.admit(sid, || Call::new(bridge, incoming)) {
+    let (call, line) = match bridge.calls.ring(incoming, || Call::new(bridge, incoming)) {
         Admission::Yours(call, line) => (call, line),
         // Twilio repeats a webhook whose answer got lost. One call is one agent, so the repeat
         // waits for the first one's answer.
         Admission::Known(call) => return call.await_answer(),
-        Admission::None => {
-            log!(Sid { sid }, Warn, Ring, "all {} lines are busy", bridge.config.max_calls);
-            refused("busy");
-            return cannot_serve(bridge, &phrases.busy);
+        Admission::None(NoLine { reason, why }) => {
+            log!(Sid { sid }, Warn, Ring, "{why}");
+            refused(reason);
+            // Who takes too many lines does not get the person instead.
+            return match reason {
+                NoLine::BUSY => cannot_serve(bridge, sid, &phrases.busy),
+                _ => Answer::Sentence(phrases.busy.clone()),
+            };
         }
     };
-    // The owner, who has called for it, may call as often as there are lines.
-    if *direction == Direction::In && bridge.calls.is_too_often(bridge, number) {
-        log!(call, Warn, Ring, "{} calls too often", shorten_number(number));
-        refused("too_often");
-        return Answer::Sentence(phrases.busy.clone());
-    }
     let does = if *direction == Direction::Out { "has picked up" } else { "is calling" };
     log!(call, Info, Ring, "{} {does}", shorten_number(number));
     let (call_sid, number) = (call.sid.clone(), call.number.clone());
     call.journal.note(&Event::Ring { call_sid, number, direction: *direction });
     call.tap.show(Exhibit::Ring, || wire.clone());
-    let opening = match direction {
-        Direction::In | Direction::Browser => Opening::Greet(greeting(&call)),
-        Direction::Out => Opening::WeCalled(ordered_greeting(&call, first_message)),
-    };
+    let opening = first_words(&call, incoming.first_message());
     connect_to_agent(&call, line, &opening)
 }
 
@@ -521,7 +521,7 @@ impl Call {
     fn new(bridge: &'static Bridge, incoming: &IncomingCall) -> Call {
         let files = bridge.agent.get();
         let state = CallState { stage: files.first_stage.clone(), ..CallState::default() };
-        let journal = bridge.journals.begin(incoming.sid);
+        let journal = incoming.journal(bridge);
         Call {
             bridge,
             files,
@@ -545,7 +545,7 @@ impl Call {
         let state = wait(&self.changed, state, AGENT_WITHIN, |state| state.answer.is_none());
         let answer = state.answer.clone();
         drop(state);
-        answer.unwrap_or_else(|| cannot_serve(self.bridge, &self.files.phrases.apology))
+        answer.unwrap_or_else(|| cannot_serve(self.bridge, &self.sid, &self.files.phrases.apology))
     }
 
     fn settle_answer(&self, answer: &Answer) {
@@ -573,6 +573,14 @@ const _: () = assert!(
     LOOKUP_WITHIN.as_secs() + AGENT_WITHIN.as_secs() < TWILIO_WEBHOOK.as_secs(),
     "the webhook must be answered before Twilio gives up"
 );
+
+/// `ordered` is empty unless the call goes out, and whoever ordered it has said what to open with.
+fn first_words(call: &Call, ordered: &str) -> Opening {
+    match call.direction {
+        Direction::In | Direction::Browser => Opening::Greet(greeting(call)),
+        Direction::Out => Opening::WeCalled(ordered_greeting(call, ordered)),
+    }
+}
 
 fn greeting(call: &Call) -> String {
     if call.bridge.config.n8n_webhook_url.is_none() {
@@ -603,7 +611,6 @@ fn greeting(call: &Call) -> String {
     text
 }
 
-/// Whoever orders a call may say what to open it with.
 fn ordered_greeting(call: &Call, first_message: &str) -> String {
     if first_message.is_empty() {
         note_greeting(call, "default", 0, "n8n is not asked for calls that go out");
@@ -670,7 +677,7 @@ fn connect_to_agent(call: &Arc<Call>, line: LineInUse, opening: &Opening) -> Ans
             log!(call, Error, Agent, "{failure}");
             call.journal.note_failure(Step::Agent, failure, "");
             call.hang_up(EndedBy::NoAgent);
-            cannot_serve(call.bridge, &call.files.phrases.apology)
+            cannot_serve(call.bridge, &call.sid, &call.files.phrases.apology)
         }
     };
     call.journal.note(&Event::Answer { what: answer.word().into(), ms });
@@ -785,8 +792,9 @@ fn agent_thread(call: &Call, line: LineInUse, conversation: impl FnOnce() -> End
     drop(line);
 }
 
-/// From the answer to Twilio's stream. Then the waiting agent is sent home and the token is void.
-const STREAM_WITHIN: Duration = Duration::from_mins(1);
+/// From the answer to Twilio's stream, which takes it a second or two. Then the waiting agent is
+/// sent home and the token is void. After a broken stream, another one may take as long.
+const STREAM_WITHIN: Duration = Duration::from_secs(15);
 /// Connections to the agent that may break in one call. Then the caller hears the apology.
 const RESUMES_MAX: u32 = 2;
 
@@ -795,7 +803,7 @@ const RESUMES_MAX: u32 = 2;
 fn converse(call: &Arc<Call>, mut agent: Arc<AgentLeg>) -> EndedBy {
     let mut resumes = 0;
     loop {
-        if !await_caller(call, STREAM_WITHIN) && !call.is_over() {
+        if !await_caller(call, STREAM_WITHIN) && call.has_never_streamed() {
             agent.close("nobody came");
             return EndedBy::NeverStreamed;
         }
@@ -856,9 +864,8 @@ fn await_caller(call: &Call, within: Duration) -> bool {
 //
 // In:       a joined agent, and the call's one-time token.
 // Out:      <Response><Connect action="https://…/stream-ended#…">
-//           <Stream url="wss://…/media-stream"><Parameter name="token" value="5d8e…"/></Stream>
-//           </Connect><Hangup/></Response>
-//           Step 5 finds the waiting call by the token in it.
+//           <Stream url="wss://…/media-stream/CA9f3c…/5d8e…"/></Connect><Hangup/></Response>
+//           Step 5 finds the waiting call by the token at its end.
 // Fails:    never. If 3 failed, the caller hears one sentence, or is put through to a person.
 // Not here: <Say> as a greeting. The agent greets the caller itself, in its own voice.
 
@@ -883,9 +890,7 @@ impl Answer {
         let (config, agent) = (&bridge.config, bridge.agent.get());
         match self {
             Answer::Stream { token } => twiml::connect_stream(&config.public_url, token),
-            Answer::Person(number) => {
-                twiml::say_and_dial(&agent.language, &agent.phrases.putting_through, number)
-            }
+            Answer::Person(number) => twiml::say_and_dial(&config.public_url, &agent, number),
             Answer::Transfer(number) => twiml::transfer(&config.public_url, number),
             Answer::Sentence(sentence) => twiml::say_and_hang_up(&agent.language, sentence),
             Answer::HangUp => twiml::hang_up(),
@@ -909,18 +914,16 @@ impl Answer {
     }
 }
 
-/// A person if there is one, else a sentence and the end.
-fn cannot_serve(bridge: &Bridge, sentence: &str) -> Answer {
-    match &bridge.config.fallback_number {
-        Some(number) => Answer::Person(number.clone()),
-        None => Answer::Sentence(sentence.to_owned()),
-    }
+/// A person if there is one to be had, else a sentence and the end.
+fn cannot_serve(bridge: &Bridge, sid: &str, sentence: &str) -> Answer {
+    let person = bridge.calls.put_through(&bridge.config, sid);
+    person.map_or_else(|| Answer::Sentence(sentence.to_owned()), Answer::Person)
 }
 
 impl Call {
     /// A token for the next stream. An older one that was never shown is void from now on.
     fn new_token(&self) -> String {
-        let token = random_hex();
+        let token = format!("{}/{}", self.sid, random_hex());
         let mut state = lock(&self.state);
         state.streams += 1;
         if state.hang_up.is_none() {
@@ -934,53 +937,49 @@ impl Call {
 // 5. Stream: Twilio opens the Media Stream
 // ============================================================================
 //
-// In:       GET /media-stream, upgraded to a WebSocket; then
+// In:       GET /media-stream/CA9f3c…/5d8e…, upgraded to a WebSocket; then
 //           {"event":"connected","protocol":"Call","version":"1.0.0"}
 //           {"event":"start","streamSid":"MZ…","start":{"callSid":"CA9f3c…","mediaFormat":
-//            {"encoding":"audio/x-mulaw","sampleRate":8000},"customParameters":{"token":"5d8e…"}}}
+//            {"encoding":"audio/x-mulaw","sampleRate":8000},"customParameters":{}}}
 // Out:      the caller's leg, in the hands of the call that waits for exactly this token.
-// Fails:    with close code 1008 for everyone who has no token (1002, 1003, 1007, 1009 if it is not
-//           even a message we could read); nothing is created for them.
+// Fails:    at the door, with 403, for everyone who has no token; nothing is created for them. With
+//           close code 1002, 1003, 1007, 1008 or 1009 if no `start` of this call follows.
 // Not here: a second chance. A token opens one stream.
 
-/// From a broken stream of Twilio's to the next one. Then the caller counts as lost.
-const NEXT_STREAM_WITHIN: Duration = Duration::from_secs(15);
-
-/// Thread T: the connection's own thread. Finds its call, then relays the caller's voice.
-fn media_stream(bridge: &'static Bridge, visitor: &Visitor, head: Vec<u8>) {
-    let socket = match stream::accept(&visitor.socket, head, &bridge.config) {
+/// Thread T: the connection's own thread. The call is found; now it relays the caller's voice.
+fn media_stream(call: &Arc<Call>, visitor: &Visitor, head: Vec<u8>) {
+    visitor.is_decided();
+    let socket = match stream::accept(&visitor.socket, head, &call.bridge.config) {
         Ok(socket) => socket,
-        Err(why) => return log_stranger(format_args!("/media-stream was refused: {why}")),
+        Err(why) => return log!(call, Warn, Stream, "/media-stream was refused: {why}"),
     };
     let refuse = |reason: &str, why: &str| {
-        log_refusal(reason, format_args!("a media stream was closed: {why}"));
+        refused(reason);
+        log!(call, Warn, Stream, "a media stream was closed: {why}");
         socket.close(CloseCode::Policy, why);
         socket.await_close();
     };
     let (start, wire) = match stream::await_start(&socket) {
         Ok(Some(start)) => start,
-        Ok(None) => return log!(Debug, "a media stream said goodbye before its start"),
+        Ok(None) => return refuse("no_start", "it said goodbye before its start"),
         Err(why) => return refuse("no_start", &why),
     };
     if !start.has_our_sound() {
         return refuse("media_format", "its sound is not mu-law at 8000 Hz");
     }
-    // Anything may stand in `callSid`; it finds a call or it does not.
-    let call = bridge.calls.find(&start.call_sid);
-    let Some(call) = call.filter(|call| call.take_token(start.token())) else {
-        return refuse("stream_token", "it has no valid token");
-    };
-    visitor.is_decided();
+    if start.call_sid != call.sid {
+        return refuse("call_sid", "it is another call's");
+    }
     let caller = Arc::new(CallerLeg::new(socket, start.stream_sid, Arc::clone(&call.tap)));
     call.journal.note(&Event::Stream { stream_sid: caller.stream_sid.clone() });
-    call.tap.show(Exhibit::Start, || hidden(&wire, "/start/customParameters/token"));
+    call.tap.show(Exhibit::Start, || wire.to_string());
     if !call.has_stream(&caller) {
         return caller.close(CloseCode::Normal, "the call is over");
     }
     let ms = call.rang.elapsed().as_millis();
     log!(call, Info, Stream, "the Media Stream is open, {ms} ms after it rang"; ms);
 
-    let end = outlive(|| relay_caller_to_agent(&call, &caller))
+    let end = outlive(|| relay_caller_to_agent(call, &caller))
         .unwrap_or_else(|| StreamEnd::Broken("a fault of ours".into()));
     let was_the_latest = call.forget_stream(&caller);
     match end {
@@ -993,7 +992,7 @@ fn media_stream(bridge: &'static Bridge, visitor: &Visitor, head: Vec<u8>) {
             call.journal.note_failure(Step::Stream, broke, "");
             caller.say_goodbye(CloseCode::Protocol, &why);
             caller.cut();
-            if !await_caller(&call, NEXT_STREAM_WITHIN) {
+            if !await_caller(call, STREAM_WITHIN) {
                 call.hang_up(EndedBy::CallerLost);
             }
         }
@@ -1250,7 +1249,7 @@ impl Call {
     fn await_stream(&self) -> Option<Arc<CallerLeg>> {
         let state = lock(&self.state);
         let waiting = |state: &mut CallState| state.caller.is_none() && state.hang_up.is_none();
-        wait(&self.changed, state, 2 * NEXT_STREAM_WITHIN, waiting).caller.clone()
+        wait(&self.changed, state, 2 * STREAM_WITHIN, waiting).caller.clone()
     }
 }
 
@@ -1611,11 +1610,6 @@ fn await_last_word(call: &Call, caller: &CallerLeg) {
 /// what comes next.
 fn stream_ended(bridge: &'static Bridge, form: &Form) -> Reply {
     let sid = form.get("CallSid");
-    if !is_sid(sid) {
-        log!(Warn, "/stream-ended without a usable CallSid");
-        refused("call_sid");
-        return Reply::text(400, "CallSid is missing or malformed");
-    }
     let (status, dial_status) = (form.get("CallStatus"), form.get("DialCallStatus"));
     Reply::twiml(what_comes_next(bridge, sid, status, dial_status).twiml(bridge))
 }
@@ -1628,6 +1622,7 @@ fn what_comes_next(
     dial_status: &str,
 ) -> Answer {
     bridge.calls.await_filed(sid);
+    bridge.calls.left_person(sid);
     let call = bridge.calls.find(sid);
     if is_final(call_status) || matches!(dial_status, "completed" | "answered") {
         if let Some(call) = call.filter(|_| dial_status.is_empty()) {
@@ -1642,29 +1637,30 @@ fn what_comes_next(
     }
     match (call.filter(|call| !call.is_over()), bridge.calls.how_it_ended(sid)) {
         (Some(call), _) => another_stream(&call),
-        (None, Some(how)) => after_the_agent(bridge, how),
+        (None, Some(how)) => after_the_agent(bridge, sid, how),
         (None, None) => take_up(bridge, sid, LINE_BROKE),
     }
 }
 
-fn after_the_agent(bridge: &Bridge, how: EndedBy) -> Answer {
-    match (how, &bridge.config.fallback_number) {
-        (EndedBy::Transferred, Some(number)) => Answer::Transfer(number.clone()),
-        (EndedBy::AgentLost | EndedBy::NoAgent | EndedBy::NeverStreamed, _) => {
-            cannot_serve(bridge, &bridge.agent.get().phrases.apology)
+fn after_the_agent(bridge: &Bridge, sid: &str, how: EndedBy) -> Answer {
+    let agent = bridge.agent.get();
+    let apology = &agent.phrases.apology;
+    match how {
+        EndedBy::Transferred => {
+            let person = bridge.calls.put_through(&bridge.config, sid);
+            person.map_or_else(|| Answer::Sentence(apology.clone()), Answer::Transfer)
         }
-        (
-            EndedBy::Transferred
-            | EndedBy::CallerLeft
-            | EndedBy::CallerLost
-            | EndedBy::AgentHungUp
-            | EndedBy::AgentLeft
-            | EndedBy::TooLong
-            | EndedBy::Machine
-            | EndedBy::ShuttingDown
-            | EndedBy::ProcessDied,
-            _,
-        ) => Answer::HangUp,
+        EndedBy::AgentLost | EndedBy::NoAgent | EndedBy::NeverStreamed => {
+            cannot_serve(bridge, sid, apology)
+        }
+        EndedBy::CallerLeft
+        | EndedBy::CallerLost
+        | EndedBy::AgentHungUp
+        | EndedBy::AgentLeft
+        | EndedBy::TooLong
+        | EndedBy::Machine
+        | EndedBy::ShuttingDown
+        | EndedBy::ProcessDied => Answer::HangUp,
     }
 }
 
@@ -1686,6 +1682,8 @@ fn call_status(bridge: &'static Bridge, form: &Form) -> Reply {
         }
     }
     if is_final(status) {
+        bridge.calls.left_person(sid);
+        bridge.ringing.is_over(form.get(OUTGOING));
         bridge.outbox.file_now(sid);
     }
     Reply::new(204, "text/plain", String::new())

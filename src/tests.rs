@@ -89,7 +89,7 @@ fn an_incoming_call() -> IncomingCall<'static> {
         sid: "CA1",
         number: "+4930123456",
         direction: Direction::In,
-        first_message: String::new(),
+        order: None,
         wire: String::new(),
     }
 }

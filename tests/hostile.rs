@@ -24,6 +24,7 @@ use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -122,10 +123,24 @@ fn nonsense_ends_at_the_door() -> Outcome {
     }
     let idle = IDLE.min(descriptors.saturating_sub(500));
     siege.attack("idle connections", "UNDECIDED_MAX", "oldest make room", |world| {
-        let mut idle: Vec<TcpStream> =
-            (0..idle).map(|_| knock(world)).collect::<io::Result<_>>()?;
-        serves_a_call(world)?;
         let spared = number_of("UNDECIDED_MAX")?;
+        let crowd = |count: usize| (0..count).map(|_| knock(world)).collect::<io::Result<Vec<_>>>();
+        let mut idle = crowd(idle - spared - MANY)?;
+        // Callers whose streams have been let in, but have not said which they are.
+        let streams = (0..MANY).map(|_| stream(world)).collect::<Result<Vec<_>, Failed>>()?;
+        idle.extend(crowd(spared + MANY)?);
+        for (ringing, mut socket) in streams {
+            socket.write_all(&start(&ringing.call_sid, "MZ1"))?;
+            let agent = agents_of(world, &ringing.call_sid).into_iter().next();
+            agent
+                .ok_or("no agent was created for the call")?
+                .send_audio(&pcm_of(&voice(7, 100)))?;
+            let mut frame = [0; 4];
+            socket.read_exact(&mut frame)?;
+            world_is(world, frame[0] == 0x81, &format!("the caller got {frame:?}"))?;
+            ringing.call_status(world, "completed")?;
+        }
+        serves_a_call(world)?;
         for socket in idle.iter_mut().rev().skip(spared) {
             world_is(world, socket.read(&mut [0])? == 0, "an idle connection got an answer")?;
         }
@@ -181,16 +196,14 @@ fn slow_bodies() -> Outcome {
 fn slow_streams() -> Outcome {
     let siege = Siege::lay("slow streams", builder())?;
     siege.attack("streams without a start", "START_WITHIN", "no start within 10 s", |world| {
-        // More than there may be undecided, so the oldest make room for the rest.
-        let most = number_of("UNDECIDED_MAX")?;
-        let mut sockets: Vec<TcpStream> =
-            (0..most + 50).map(|_| stream(world)).collect::<Result<_, Failed>>()?;
+        let streams = (0..MANY).map(|_| stream(world)).collect::<Result<Vec<_>, Failed>>()?;
         serves_a_call(world)?;
-        let codes: Vec<_> = sockets.iter_mut().map(close_code).collect();
-        let told = codes.iter().filter(|code| **code == Some(1008)).count();
-        let wanted = (most - 5..=most).contains(&told);
-        world_is(world, wanted, &format!("{told} of {} streams got 1008", codes.len()))?;
-        Ok(codes.len())
+        for (ringing, mut socket) in streams {
+            let code = close_code(&mut socket);
+            world_is(world, code == Some(1008), &format!("a silent stream got {code:?}"))?;
+            ringing.call_status(world, "completed")?;
+        }
+        Ok(MANY)
     })?;
     siege.lift()
 }
@@ -230,11 +243,12 @@ fn slow_frames() -> Outcome {
         let fragments = [frame(0x01, b""), frame(0x00, b"").repeat(400)].concat();
         let more_fragments = frame(0x00, b"").repeat(400);
         let kinds = [(&ping, &ping), (&fragments, &more_fragments)];
-        let mut sockets = Vec::new();
+        let (mut sockets, mut calls) = (Vec::new(), Vec::new());
         for (begin, _) in kinds.iter().cycle().take(MANY) {
-            let mut socket = stream(world)?;
+            let (ringing, mut socket) = stream(world)?;
             socket.write_all(begin)?;
             sockets.push(socket);
+            calls.push(ringing);
         }
         let over = Over::default();
         let mut open = sockets.len();
@@ -244,6 +258,9 @@ fn slow_frames() -> Outcome {
                 open += usize::from(socket.write_all(more).is_ok());
             }
             over.pause(Duration::from_millis(20));
+        }
+        for ringing in calls {
+            ringing.call_status(world, "completed")?;
         }
         Ok(sockets.len())
     })?;
@@ -270,7 +287,7 @@ fn a_media_stream_of_a_stranger_ends_with_its_first_mistake() -> Outcome {
     let [message, none] = ["TWILIO_MESSAGE_BYTES_MAX", FIRST_MISTAKE];
     let sense = "nonsense on the line";
     let not_ours = "its sound is not mu-law at 8000 Hz";
-    let cases: [(&str, &str, Vec<u8>, &str, u16); 24] = [
+    let cases: [(&str, &str, Vec<u8>, &str, u16); 23] = [
         ("a frame not masked", none, b"\x81\x02{}".to_vec(), sense, 1002),
         ("a frame of 2^62 bytes", message, b"\x81\xff\x40\0\0\0\0\0\0\0abcd".to_vec(), sense, 1009),
         ("a frame of 64 KiB + 1", message, frame(0x81, &vec![b' '; 65_537]), sense, 1009),
@@ -290,28 +307,45 @@ fn a_media_stream_of_a_stranger_ends_with_its_first_mistake() -> Outcome {
         ("deeper JSON", message, text(&too_deep), sense, 1009),
         ("a huge key", message, text(&huge), "a media message without its content", 1008),
         ("media before start", none, text(media), "another message before start", 1008),
-        ("start without token", none, start("CAnobody", "MZ1", "{}"), "no valid token", 1008),
-        ("2,000 parameters", message, start("CAnobody", "MZ1", &many), "no valid token", 1008),
-        ("a token of numbers", none, start("CA1", "MZ1", r#"{"token":7}"#), "not a message", 1008),
+        ("start of another call", none, start("CAnobody", "MZ1"), "it is another call's", 1008),
+        (
+            "2,000 parameters",
+            message,
+            start_with("CA1", "MZ1", &many),
+            "it is another call's",
+            1008,
+        ),
         ("sound of another kind", none, sound("audio/x-l16", 8_000), not_ours, 1008),
         ("sound of another pace", none, sound("audio/x-mulaw", 16_000), not_ours, 1008),
     ];
     for (name, limit, bytes, line, wanted) in cases {
         siege.attack(name, limit, line, |world| {
             for _ in 0..MANY {
-                let mut socket = stream(world)?;
+                let (ringing, mut socket) = stream(world)?;
                 // The bridge may have closed before all of it is sent.
                 drop(socket.write_all(&bytes));
                 let code = close_code(&mut socket);
+                ringing.call_status(world, "completed")?;
                 let why = format!("{name} was closed with {code:?}, not {wanted}");
                 world_is(world, code == Some(wanted), &why)?;
             }
             Ok(MANY)
         })?;
     }
+    siege.attack("strangers", FIRST_MISTAKE, "no call waits for this stream", |world| {
+        for path in ["/media-stream/", "/media-stream/check/x", "/media-stream/CA1/x"] {
+            for _ in 0..MANY {
+                let answer = says(world, upgrade_of(path, None).as_bytes())?;
+                world_is(world, answer.starts_with("HTTP/1.1 403 "), &answer)?;
+            }
+        }
+        Ok(3 * MANY)
+    })?;
     siege.attack("wrong signature", FIRST_MISTAKE, "signature is wrong", |world| {
         for wrong in ["", "AAAA", "not base64 at all", &"A".repeat(10_000)] {
-            let (status, _) = upgrade(world, Some(wrong))?;
+            let ringing = world.ring(&somebody())?;
+            let (status, _) = upgrade(world, &ringing.twiml.stream_path(), Some(wrong))?;
+            ringing.call_status(world, "completed")?;
             world_is(world, status.starts_with("HTTP/1.1 403 "), &format!("{wrong}: {status}"))?;
         }
         Ok(4)
@@ -332,7 +366,7 @@ fn a_stream_that_misbehaves_after_its_start_ends_alone() -> Outcome {
             &json!({"event": "media", "streamSid": sid, "media": {"payload": payload}}).to_string(),
         )
     };
-    let again = |victim: &Victim| start(victim.sid(), victim.phone.stream_sid(), "{}");
+    let again = |victim: &Victim| start(victim.sid(), victim.phone.stream_sid());
     let connected = |victim: &Victim| {
         let sid = victim.phone.stream_sid();
         text(&json!({"event": "connected", "streamSid": sid}).to_string())
@@ -372,17 +406,12 @@ fn a_stream_that_misbehaves_after_its_start_ends_alone() -> Outcome {
             Ok(victims.len())
         })?;
     }
-    siege.attack("a token used twice", FIRST_MISTAKE, "it has no valid token", |world| {
+    let line = "no call waits for this stream";
+    siege.attack("a token used twice", FIRST_MISTAKE, line, |world| {
         let victim = victim(world)?;
-        // Its own start may still be on the way; then the first one below would be faster.
-        victim.talks()?;
-        let token = json!({"token": victim.ringing.twiml.parameter("token")}).to_string();
-        for again in 1..=MANY {
-            let mut socket = stream(world)?;
-            socket.write_all(&start(victim.sid(), "MZ1", &token))?;
-            let code = close_code(&mut socket);
-            let what = format!("the token, tried again for the {again}th time: {code:?}");
-            world_is(world, code == Some(1008), &what)?;
+        for _ in 0..MANY {
+            let refused = victim.ringing.stream_is_refused(world);
+            world_is(world, refused, "a token was taken twice")?;
             victim.breathes()?;
         }
         victim.talks()?;
@@ -979,13 +1008,12 @@ fn secrets_stay_secret(format: &str) -> Outcome {
 
     // A good call, whose agent's line breaks once.
     let first = victim(&world)?;
-    tokens.extend(first.ringing.twiml.parameter("token").map(str::to_owned));
+    let token_of =
+        |ringing: &Ringing| ringing.twiml.stream_path().rsplit('/').next().map(str::to_owned);
+    tokens.extend(token_of(&first.ringing));
     first.talks()?;
     let sid = first.sid().to_owned();
-    let again = json!({"token": tokens.first()}).to_string();
-    let mut stranger = stream_signed(&world, TOKEN)?;
-    stranger.write_all(&start(&sid, "MZ1", &again))?;
-    close_code(&mut stranger);
+    world_is(&world, first.ringing.stream_is_refused(&world), "a token was taken twice")?;
     first.agent.drop_line();
     eventually("another agent", || agents_of(&world, &sid).get(1).cloned())?.wait_joined()?;
     first.agent_now(&world)?.user_said("Please call me back.")?;
@@ -1013,7 +1041,7 @@ fn secrets_stay_secret(format: &str) -> Outcome {
     }
     for _ in 0..2 {
         let call = victim(&world)?;
-        tokens.extend(call.ringing.twiml.parameter("token").map(str::to_owned));
+        tokens.extend(token_of(&call.ringing));
         call.agent.user_said("Hello.")?;
         call.talks()?;
         call.hangs_up()?;
@@ -1029,10 +1057,10 @@ fn secrets_stay_secret(format: &str) -> Outcome {
         answers.push(world.get(path)?);
         answers.push(world.request("POST", path, &[("X-Twilio-Signature", "AAAA")], b"From=1")?);
     }
-    upgrade(&world, Some("AAAA"))?;
+    upgrade(&world, "/media-stream/CA1/x", Some("AAAA"))?;
     world.bridge.wait_for_log("the transcript stays in")?;
     world.bridge.wait_for_log("Twilio did not make the call")?;
-    world.bridge.wait_for_log("it has no valid token")?;
+    world.bridge.wait_for_log("no call waits for this stream")?;
     world.bridge.ask_to_stop()?;
     world.bridge.wait_exit(HANGS)?;
 
@@ -1040,7 +1068,7 @@ fn secrets_stay_secret(format: &str) -> Outcome {
     let journals = journals_of(&world)?;
     world_is(&world, !journals.is_empty(), "there are no journals")?;
     let (twimls, others): (Vec<_>, Vec<_>) =
-        answers.iter().map(HttpAnswer::text).partition(|text| text.contains("<Parameter"));
+        answers.iter().map(HttpAnswer::text).partition(|text| text.contains("<Stream"));
     let http = others.join("\n");
     let joins = [demo::API_KEY, "join-secret-1", "join-secret-2", "?token="];
     let secrets = [TOKEN, HMAC, HEADER, API_TOKEN].into_iter().chain(joins);
@@ -1430,7 +1458,7 @@ struct Victim {
 
 /// Several may ring at once, so the agent is found by the call's id.
 fn victim(world: &World) -> Result<Victim, Failed> {
-    let ringing = world.ring(CALLER)?;
+    let ringing = world.ring(&somebody())?;
     let agent = agents_of(world, &ringing.call_sid).into_iter().next();
     let agent = agent.ok_or("no agent was created for the call")?;
     let phone = ringing.open_stream(world)?;
@@ -1440,7 +1468,7 @@ fn victim(world: &World) -> Result<Victim, Failed> {
 /// With an agent that is not the pretend world's. Its `agent` is any other one, for what is not
 /// asked of it.
 fn victim_of(world: &World, mad: &MadAgent) -> Result<Victim, Failed> {
-    let ringing = world.ring(CALLER)?;
+    let ringing = world.ring(&somebody())?;
     mad.wait_joined()?;
     let phone = ringing.open_stream(world)?;
     let agent = world.ultravox.created().into_iter().next();
@@ -1836,7 +1864,11 @@ fn text(message: &str) -> Vec<u8> {
     frame(0x81, message.as_bytes())
 }
 
-fn start(call_sid: &str, stream_sid: &str, parameters: &str) -> Vec<u8> {
+fn start(call_sid: &str, stream_sid: &str) -> Vec<u8> {
+    start_with(call_sid, stream_sid, "{}")
+}
+
+fn start_with(call_sid: &str, stream_sid: &str, parameters: &str) -> Vec<u8> {
     text(&format!(
         "{{\"event\":\"start\",\"streamSid\":\"{stream_sid}\",\"start\":{{\"streamSid\":\
          \"{stream_sid}\",\"callSid\":\"{call_sid}\",\"mediaFormat\":{{\"encoding\":\
@@ -1905,30 +1937,41 @@ fn drip(
 }
 
 /// Asks for the media stream, and gives the first line of the answer.
-fn upgrade(world: &World, signature: Option<&str>) -> Result<(String, TcpStream), Failed> {
+fn upgrade(
+    world: &World,
+    path: &str,
+    signature: Option<&str>,
+) -> Result<(String, TcpStream), Failed> {
     let mut socket = knock(world)?;
-    let signed = signature.map(|signature| format!("X-Twilio-Signature: {signature}\r\n"));
-    let request = format!(
-        "GET /media-stream HTTP/1.1\r\nHost: bridge.example\r\nConnection: Upgrade\r\n\
-         Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
-         Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{}\r\n",
-        signed.unwrap_or_default()
-    );
-    socket.write_all(request.as_bytes())?;
+    socket.write_all(upgrade_of(path, signature).as_bytes())?;
     let head = read_head(&mut socket)?;
     Ok((head, socket))
 }
 
-/// The media stream, opened as Twilio does, with nothing said yet.
-fn stream(world: &World) -> Result<TcpStream, Failed> {
-    stream_signed(world, demo::AUTH_TOKEN)
+fn upgrade_of(path: &str, signature: Option<&str>) -> String {
+    let signed = signature.map(|signature| format!("X-Twilio-Signature: {signature}\r\n"));
+    format!(
+        "GET {path} HTTP/1.1\r\nHost: bridge.example\r\nConnection: Upgrade\r\n\
+         Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+         Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{}\r\n",
+        signed.unwrap_or_default()
+    )
 }
 
-fn stream_signed(world: &World, auth_token: &str) -> Result<TcpStream, Failed> {
-    let signature = twilio_signature(auth_token, &world.stream_url(), &[]);
-    let (answer, socket) = upgrade(world, Some(&signature))?;
+/// A call that rings, and its media stream, opened as Twilio does, with nothing said yet.
+fn stream(world: &World) -> Result<(Ringing, TcpStream), Failed> {
+    let ringing = world.ring(&somebody())?;
+    let url = ringing.twiml.stream_url.as_deref().unwrap_or_default();
+    let signature = twilio_signature(demo::AUTH_TOKEN, url, &[]);
+    let (answer, socket) = upgrade(world, &ringing.twiml.stream_path(), Some(&signature))?;
     world_is(world, answer.starts_with("HTTP/1.1 101 "), &format!("the upgrade: {answer}"))?;
-    Ok(socket)
+    Ok((ringing, socket))
+}
+
+/// A number that has not called before: one number gets a few lines only.
+fn somebody() -> String {
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    format!("+4930{:07}", COUNT.fetch_add(1, Ordering::Relaxed))
 }
 
 /// Up to the empty line, and not a byte further.

@@ -2,13 +2,14 @@
 //!
 //! The caller is to notice as little as possible. A stream that broke is followed by another one,
 //! with a token of its own. A call that no thread knows is read from its journal, and a new agent
-//! goes on with all that was said. How often that is tried, and what the caller hears when it is
-//! not any more, is bounded here; that there is a break at all is found in steps 5, 6 and 8.
+//! goes on with all that was said, or greets if nobody has yet. How often that is tried, and what
+//! the caller hears when it is not any more, is bounded here; that there is a break at all is found
+//! in steps 1, 5, 6 and 8. A call that is over stays over, however often it rings.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crate::owner::lines::Admission;
+use crate::owner::lines::{Admission, NoLine};
 use crate::parties::ultravox::leg::AgentLeg;
 use crate::records::ended_by::EndedBy;
 use crate::records::journal::{Journal, Unclaimed};
@@ -19,8 +20,8 @@ use crate::toolbox::log::{Sid, log};
 use crate::toolbox::metrics::{RESUMES, refused};
 use crate::toolbox::threads::{lock, wait};
 use crate::{
-    Answer, Bridge, Call, CallState, IncomingCall, LINE_BROKE, Opening, after_the_agent,
-    cannot_serve, connect_to_agent, join_agent,
+    Answer, Bridge, Call, CallState, IncomingCall, LINE_BROKE, NOBODY_ANSWERED, Opening,
+    after_the_agent, cannot_serve, connect_to_agent, first_words, join_agent,
 };
 
 /// Streams of one call. One more, and the caller hears the apology: something cuts them all.
@@ -38,7 +39,7 @@ pub(crate) fn another_stream(call: &Arc<Call>) -> Answer {
     if lock(&call.state).streams >= STREAMS_MAX {
         log!(call, Error, Stream, "{STREAMS_MAX} streams were cut; giving up");
         call.hang_up(EndedBy::CallerLost);
-        return cannot_serve(call.bridge, &call.files.phrases.apology);
+        return cannot_serve(call.bridge, &call.sid, &call.files.phrases.apology);
     }
     // Thread T may not have noticed yet.
     if let Some(cut) = lock(&call.state).caller.take() {
@@ -52,12 +53,42 @@ pub(crate) fn another_stream(call: &Arc<Call>) -> Answer {
     answer
 }
 
+/// `/incoming-call` for a call that has rung before. Twilio repeats a webhook whose answer got
+/// lost, also when we were started again meanwhile; and whoever has caught one may repeat it at any
+/// time.
+/// None: it is new, or there is a thread that knows it.
+pub(crate) fn rings_again(bridge: &'static Bridge, incoming: &IncomingCall) -> Option<Answer> {
+    let (sid, is_ours) = (incoming.sid, incoming.order.is_some());
+    let answer = match bridge.calls.how_it_ended(sid) {
+        // Its caller is still to hear why.
+        Some(EndedBy::NoAgent) => {
+            return Some(cannot_serve(bridge, sid, &bridge.agent.get().phrases.apology));
+        }
+        Some(_) => Answer::HangUp,
+        None if is_ours || bridge.calls.find(sid).is_some() || !bridge.journals.knows(sid) => {
+            return None;
+        }
+        // There may be a name without a file, of a call that never got a line.
+        None => bridge.journals.find(sid).map(|_| take_up(bridge, sid, LINE_BROKE))?,
+    };
+    if matches!(answer, Answer::HangUp) {
+        log!(Sid { sid }, Warn, Ring, "it rings again, but is over");
+        refused("over");
+    }
+    Some(answer)
+}
+
 /// A call that no thread of this process knows, but whose journal says that it is not over: a
 /// process has died with it, or a person did not answer. It goes on with a new agent, in the same
-/// stage, with all that was said.
+/// stage, with all that was said. If it was still ringing, it begins.
 pub(crate) fn take_up(bridge: &'static Bridge, sid: &str, what_happened: &'static str) -> Answer {
     let agent = bridge.agent.get();
-    let apology = &agent.phrases.apology;
+    let phrases = &agent.phrases;
+    let sorry = |sentence: &str| match what_happened {
+        // Not the same person again.
+        NOBODY_ANSWERED => Answer::Sentence(sentence.to_owned()),
+        _ => cannot_serve(bridge, sid, sentence),
+    };
     let (journal, past) = match bridge.journals.take_up(sid) {
         Ok(found) => found,
         Err(why) => {
@@ -76,27 +107,33 @@ pub(crate) fn take_up(bridge: &'static Bridge, sid: &str, what_happened: &'stati
                     log!(Sid { sid }, Error, Goodbye, "another process still carries this call");
                 }
             }
-            return cannot_serve(bridge, apology);
+            return sorry(&phrases.apology);
         }
     };
     if past.ended_by.is_some() {
         return Answer::HangUp;
     }
     if past.transferred && what_happened == LINE_BROKE {
-        return after_the_agent(bridge, EndedBy::Transferred);
+        return after_the_agent(bridge, sid, EndedBy::Transferred);
     }
+    let (was_answered, first_message) = (past.was_answered, past.first_message.clone());
     match bridge.calls.admit(sid, || Call::from_journal(bridge, journal, past)) {
         Admission::Yours(call, line) => {
             log!(call, Warn, Ring, "the call is taken up from its journal");
             bridge.outbox.forget(sid);
             let after = if what_happened == LINE_BROKE { "process" } else { "transfer" };
             RESUMES.of(&[after]).add();
-            connect_to_agent(&call, line, &Opening::GoOn(what_happened))
+            let opening = if was_answered {
+                Opening::GoOn(what_happened)
+            } else {
+                first_words(&call, &first_message)
+            };
+            connect_to_agent(&call, line, &opening)
         }
         Admission::Known(call) => call.await_answer(),
-        Admission::None => {
-            refused("busy");
-            cannot_serve(bridge, &agent.phrases.busy)
+        Admission::None(NoLine { reason, .. }) => {
+            refused(reason);
+            sorry(&phrases.busy)
         }
     }
 }
@@ -148,13 +185,18 @@ fn next_agent(call: &Arc<Call>, deadline: Instant) -> Result<Arc<AgentLeg>, Fail
 }
 
 impl Call {
+    /// A stream that has come and gone is thread T's to wait for.
+    pub(crate) fn has_never_streamed(&self) -> bool {
+        !self.is_over() && !self.tap.has_shown(Exhibit::Start)
+    }
+
     /// The same call, from what a process that is gone (or a transfer that failed) has left of it.
     pub(crate) fn from_journal(bridge: &'static Bridge, journal: Journal, past: PastCall) -> Call {
         let incoming = IncomingCall {
             sid: &past.sid,
             number: &past.number,
             direction: past.direction,
-            first_message: String::new(),
+            order: None,
             wire: String::new(),
         };
         let mut call = Call::new(bridge, &incoming);

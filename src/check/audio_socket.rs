@@ -1,9 +1,9 @@
-//! The audio socket: opens `/media-stream` at `PUBLIC_URL` as Twilio would, signed as Twilio signs,
-//! and lets it go.
+//! The audio socket: opens `/media-stream/check` at `PUBLIC_URL` as Twilio would open a call's,
+//! signed as Twilio signs, and lets it go.
 //!
 //! It tells a proxy that passes no WebSocket upgrades from a callbridge that was started with
-//! another Auth Token or address. No `start` is sent, so no call begins and no agent is created;
-//! a running server logs a stream that said goodbye.
+//! another Auth Token or address. No call waits for this stream, so no call begins and no agent is
+//! created; a running server opens it and closes it again.
 
 use std::io;
 use std::sync::Arc;
@@ -21,6 +21,8 @@ use tungstenite::{Error as SocketError, HandshakeError};
 use super::http::shown_url;
 use super::report::{Finding, Topic};
 use super::setup::Setup;
+use crate::parties::twilio::stream::CHECK;
+use crate::parties::twilio::twiml::stream_url;
 use crate::toolbox::dial::{InTime, connect};
 use crate::toolbox::failure::Secret;
 
@@ -59,7 +61,7 @@ pub(super) fn audio_socket(setup: &Setup, url: &str) -> Finding {
 }
 
 fn address(url: &str) -> String {
-    format!("{}/media-stream", url.replacen("http", "ws", 1))
+    stream_url(url, CHECK)
 }
 
 fn upgrade(setup: &Setup, url: &str) -> Result<(), SocketError> {
@@ -80,7 +82,7 @@ fn upgrade(setup: &Setup, url: &str) -> Result<(), SocketError> {
     let stream = StreamOwned::new(tls, InTime { socket: &socket, deadline });
     match tungstenite::client::client(request, stream) {
         Ok((mut socket, _)) => {
-            // Without a `start` there is no call. Said in order, so that nobody warns of it.
+            // Said in order, so that nobody warns of it.
             if socket.close(None).and_then(|()| socket.flush()).is_err() {
                 // It opened, and that was the question.
             }

@@ -102,7 +102,7 @@ fn ask_first(
 }
 
 fn change(setup: &Setup, number: &Value, changes: &[Wish]) -> Result<Vec<Finding>, Finding> {
-    let Some(sid) = number["sid"].as_str().filter(|sid| is_sid(sid)) else {
+    let Some(sid) = number["sid"].as_str().filter(|sid| is_sid("PN", sid)) else {
         let cure = "set it in the console by hand";
         return Err(FIX.wrong("the number has no id at Twilio", cure));
     };

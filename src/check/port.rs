@@ -11,7 +11,6 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::time::Duration;
 
 use tiny_http::Method;
-use tungstenite::protocol::frame::coding::CloseCode;
 
 use super::http::{Answer, NoAnswer, get};
 use super::report::{Finding, Topic};
@@ -20,7 +19,6 @@ use crate::door::reply::{Reply, path_of};
 use crate::door::{self, Hall, Visitor};
 use crate::parties::twilio::stream;
 use crate::toolbox::http::Http;
-use crate::toolbox::log::log;
 
 /// The server on this machine.
 pub(super) const HOME_WITHIN: Duration = Duration::from_secs(2);
@@ -130,15 +128,7 @@ impl Hall for Setup {
         Reply::text(503, "callbridge is not running, only its check")
     }
 
-    fn take_stream(&'static self, visitor: &Visitor, head: Vec<u8>) {
-        let socket = match stream::accept(&visitor.socket, head, &self.bridge.config) {
-            Ok(socket) => socket,
-            Err(why) => return log!(Warn, "/media-stream was refused: {why}"),
-        };
-        // Our own question whether it opens says goodbye before a start.
-        if !matches!(stream::await_start(&socket), Ok(None)) {
-            socket.close(CloseCode::Policy, "callbridge is not running, only its check");
-            socket.await_close();
-        }
+    fn take_stream(&'static self, token: &str, visitor: &Visitor, head: Vec<u8>) -> bool {
+        stream::opens_for_check(token, &visitor.socket, head, &self.bridge.config)
     }
 }

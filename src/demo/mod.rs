@@ -95,6 +95,7 @@ pub use self::{
     n8n::{BOOKED, FIRST_MESSAGE, N8nRequest},
     objections::{tool_names, tools_objection},
     phone::{Heard, HeardAt, Marks, Phone},
+    rest::Order,
     socket::Ending,
     sound::{FRAME_BYTES, FRAME_TIME, mulaw_to_pcm, pcm_of, voice},
     trouble::Trouble,

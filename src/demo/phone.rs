@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
+use serde_json::json;
 use tungstenite::error::ProtocolError;
 use tungstenite::protocol::Role;
 use tungstenite::{Message, WebSocket};
@@ -161,14 +161,8 @@ impl Phone {
         self.send_text(r#"{"event":"connected","protocol":"Call","version":"1.0.0"}"#)
     }
 
-    /// The second message: which call this is, and the TwiML's parameters.
-    pub fn send_start(
-        &self,
-        call_sid: &str,
-        parameters: &[(String, String)],
-    ) -> Result<(), Trouble> {
-        let parameters: serde_json::Map<String, Value> =
-            parameters.iter().map(|(name, value)| (name.clone(), json!(value))).collect();
+    /// The second message: which call this is.
+    pub fn send_start(&self, call_sid: &str) -> Result<(), Trouble> {
         let mut mouth = lock(&self.line.mouth);
         call_sid.clone_into(&mut mouth.call_sid);
         mouth.sequence += 1;
@@ -181,7 +175,7 @@ impl Phone {
                 "callSid": call_sid,
                 "tracks": ["inbound"],
                 "mediaFormat": {"encoding": "audio/x-mulaw", "sampleRate": 8000, "channels": 1},
-                "customParameters": parameters,
+                "customParameters": {},
             },
             "streamSid": self.line.stream_sid,
         });

@@ -46,7 +46,7 @@ impl Ringing {
         let signature = twilio_signature(&world.auth_token, url, &[]);
         let phone = world.upgrade(path.unwrap_or("/"), Some(&signature))?;
         phone.send_connected()?;
-        phone.send_start(&self.call_sid, &self.twiml.parameters)?;
+        phone.send_start(&self.call_sid)?;
         Ok(phone)
     }
 
@@ -80,6 +80,11 @@ impl Ringing {
 
 #[cfg(test)]
 impl Ringing {
+    /// Whether the door turns its stream away: no call waits for it with this token.
+    pub fn stream_is_refused(&self, world: &World) -> bool {
+        self.open_stream(world).is_err_and(|why| why.to_string().contains("answered 403"))
+    }
+
     /// As [`Ringing::stream_ended`], with further form fields, and with the
     /// TwiML of the answer: the same call, one step on.
     #[track_caller]

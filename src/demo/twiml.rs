@@ -13,8 +13,6 @@ pub struct Twiml {
     pub xml: String,
     /// `<Stream url>`
     pub stream_url: Option<String>,
-    /// `<Parameter name value>` in order.
-    pub parameters: Vec<(String, String)>,
     /// `<Connect action>`
     pub action: Option<String>,
     /// The text of each `<Say>`.
@@ -50,14 +48,6 @@ impl Twiml {
             match name {
                 "Connect" => twiml.action = attribute("action"),
                 "Stream" => twiml.stream_url = attribute("url"),
-                "Parameter" => {
-                    let name = attribute("name").ok_or("a <Parameter> without a name")?;
-                    let value = attribute("value").ok_or("a <Parameter> without a value")?;
-                    if name.chars().count() + value.chars().count() >= 500 {
-                        return Err(format!("<Parameter> {name} is longer than 500 characters"));
-                    }
-                    twiml.parameters.push((name, value));
-                }
                 "Say" => twiml.said.push(text),
                 "Dial" | "Number" if !text.is_empty() => twiml.dial = Some(text),
                 "Hangup" => twiml.hangs_up = true,
@@ -77,8 +67,9 @@ impl Twiml {
 
 #[cfg(test)]
 impl Twiml {
-    /// The value of a `<Parameter>`.
-    pub fn parameter(&self, name: &str) -> Option<&str> {
-        self.parameters.iter().find(|(present, _)| present == name).map(|(_, value)| value.as_str())
+    /// Where the stream opens, behind the proxy.
+    pub fn stream_path(&self) -> String {
+        let token = self.stream_url.as_deref().and_then(|url| url.split_once("/media-stream/"));
+        format!("/media-stream/{}", token.map(|(_, token)| token).unwrap_or_default())
     }
 }

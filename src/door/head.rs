@@ -1,8 +1,8 @@
 //! A request's head, within limits of length and time.
 //!
 //! Only as much of it is understood as the door has to know: where it ends, whether it is HTTP at
-//! all, how long a body it announces, and whether it asks for the media stream. Whoever is refused
-//! here is told why in a short answer, and counted. The head goes on as it came, byte for byte.
+//! all, how long a body it announces, and whose media stream it asks for. Whoever is refused here
+//! is told why in a short answer, and counted. The head goes on as it came, byte for byte.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -33,6 +33,8 @@ pub(crate) enum Refusal {
     TooMuch,
     Tls,
     NotHttp,
+    /// It wants the media stream, and no call waits for it.
+    Stranger,
     /// Its readers could understand it in different ways.
     Unclear(&'static str),
 }
@@ -59,6 +61,7 @@ impl Refusal {
                 ("tls", "400 Bad Request", "TLS on the plain port: put Caddy or a tunnel in front")
             }
             Refusal::NotHttp => ("not_http", "400 Bad Request", "this is not HTTP/1.1"),
+            Refusal::Stranger => ("stream_token", "403 Forbidden", "no call waits for this stream"),
             Refusal::Unclear(why) => ("not_http", "400 Bad Request", *why),
         };
         log_refusal(reason, format_args!("a connection was closed: {why}"));
@@ -69,6 +72,10 @@ impl Refusal {
         );
         if let Err(error) = socket.write_all(answer.as_bytes()) {
             log!(Debug, "and did not wait to hear it: {error}");
+        }
+        if matches!(self, Refusal::Stranger) {
+            // It has said all that there was to say.
+            return shut(socket);
         }
         linger(socket);
     }
@@ -151,9 +158,13 @@ pub(crate) fn announced_body(head: &[u8]) -> Option<usize> {
     (!in_chunks || bytes > ANNOUNCED_BYTES_MAX).then_some(bytes)
 }
 
-pub(crate) fn wants_media_stream(head: &[u8]) -> bool {
-    let path = head.strip_prefix(b"GET /media-stream").unwrap_or_default();
-    [b" ".as_slice(), b"?", b"/ ", b"/?"].iter().any(|end| path.starts_with(end))
+/// The token in `GET /media-stream/<token>`, if it is this that is wanted. A slash behind it is as
+/// good as none.
+pub(crate) fn stream_token(head: &[u8]) -> Option<String> {
+    let path = head.strip_prefix(b"GET /media-stream/")?;
+    let end = path.iter().position(|byte| matches!(byte, b' ' | b'?' | b'\r'))?;
+    let token = String::from_utf8_lossy(path.get(..end)?);
+    Some(token.strip_suffix('/').unwrap_or(&token).to_owned())
 }
 
 pub(crate) fn find(text: &[u8], what: &[u8]) -> Option<usize> {

@@ -2,7 +2,8 @@
 //!
 //! Everybody who comes in is a [`Visitor`] until they leave. Their number is bounded, and so is
 //! the number of those who only stand there: the oldest of these make room. Whoever has given a
-//! whole request, or a stream's token, has decided and is never sent away for that.
+//! whole request has decided and is never sent away for that; of a media stream, whoever has shown
+//! a token that a call waits for.
 
 use std::collections::VecDeque;
 use std::io;
@@ -15,8 +16,8 @@ use crate::toolbox::metrics::refused;
 use crate::toolbox::socket::shut;
 use crate::toolbox::threads::lock;
 
-/// Connections that have not said yet what they want: a whole head, the body it announces, a
-/// stream's token. One more closes the oldest: whoever means it has said so within milliseconds,
+/// Connections that have not said yet what they want: a whole head, and the body it announces. One
+/// more closes the oldest: whoever means it has said so within milliseconds,
 /// whoever idles is the one to lose.
 const UNDECIDED_MAX: usize = 256;
 

@@ -27,7 +27,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use std::{io, thread};
 
-use crate::door::head::{read_head, wants_media_stream};
+use crate::door::head::{Refusal, read_head, stream_token};
 use crate::door::inner::{pass_to_http, start_http};
 use crate::door::lobby::Lobby;
 use crate::door::reply::Reply;
@@ -49,9 +49,9 @@ pub(crate) trait Hall: Sync {
     /// A request whose head is complete; its body may still be on the way.
     fn answer(&'static self, request: &mut tiny_http::Request) -> Reply;
 
-    /// `GET /media-stream`, on a thread of its own. `head` is what has been read of it, and
-    /// perhaps a little more.
-    fn take_stream(&'static self, visitor: &Visitor, head: Vec<u8>);
+    /// `GET /media-stream/<token>`, on a thread of its own. `head` is what has been read of it, and
+    /// perhaps a little more. False, and at once: nobody waits for a stream with this token.
+    fn take_stream(&'static self, token: &str, visitor: &Visitor, head: Vec<u8>) -> bool;
 }
 
 struct Door {
@@ -106,8 +106,10 @@ fn admit(door: &'static Door, socket: TcpStream) -> io::Result<()> {
             Ok(head) => head,
             Err(refusal) => return refusal.tell(&socket),
         };
-        if wants_media_stream(&head) {
-            door.hall.take_stream(&visitor, head);
+        if let Some(token) = stream_token(&head) {
+            if !door.hall.take_stream(&token, &visitor, head) {
+                Refusal::Stranger.tell(&socket);
+            }
         } else if let Err(error) = pass_to_http(door, &visitor, &head) {
             log!(Debug, "a request ended early: {error}");
         }

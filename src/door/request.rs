@@ -10,7 +10,7 @@
 //! (CVE-2026-66753). Neither is fixed there. On the way out no header of ours has text from outside
 //! in it, but for the `Host` in the live page's policy, which is looked at there.
 
-use crate::door::head::{Refusal, find, wants_media_stream};
+use crate::door::head::{Refusal, find, stream_token};
 
 /// What somebody behind the door reads: the routes, `tiny_http`, the WebSocket's handshake.
 const NEEDED: [&str; 12] = [
@@ -47,7 +47,7 @@ pub(crate) fn passed_on(head: &[u8]) -> Result<Vec<u8>, Refusal> {
         lists.flat_map(|(_, list)| list.split(',')).any(|it| it.trim().eq_ignore_ascii_case(wanted))
     };
     let upgrades = wants("Connection", "Upgrade") && wants("Upgrade", "websocket");
-    passed.push_str(if upgrades && wants_media_stream(line.as_bytes()) {
+    passed.push_str(if upgrades && stream_token(line.as_bytes()).is_some() {
         "Connection: Upgrade\r\nUpgrade: websocket\r\n"
     } else {
         "Connection: close\r\n"

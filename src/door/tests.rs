@@ -20,9 +20,10 @@ impl Hall for Watching {
         Reply::text(404, "there is nothing here")
     }
 
-    fn take_stream(&'static self, visitor: &Visitor, _: Vec<u8>) {
+    fn take_stream(&'static self, _: &str, visitor: &Visitor, _: Vec<u8>) -> bool {
         let socket = &visitor.socket;
         self.0.send((socket.nodelay().unwrap(), socket.write_timeout().unwrap())).unwrap();
+        true
     }
 }
 

@@ -7,6 +7,7 @@
 //! where to go on. Nothing here changes a call.
 
 use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -92,7 +93,8 @@ pub(crate) fn call_list(bridge: &'static Bridge, request: &tiny_http::Request) -
     }
     let mut live = bridge.calls.all();
     live.sort_by_key(|call| std::cmp::Reverse(call.began));
-    let is_live = |sid: &str| live.iter().any(|call| call.sid == sid);
+    let is_live =
+        |path: &Path| live.iter().any(|call| call.sid == sid_of(path)) || bridge.ringing.has(path);
     let known = bridge.history.look(&bridge.journals, &bridge.config.data_dir, is_live);
     let (past, next) = Filter::of(&query).page(bridge, &known, before, limit);
     // For whoever edits them: what is wrong shows before the next call.
@@ -296,7 +298,7 @@ pub(crate) fn call_story(bridge: &'static Bridge, request: &tiny_http::Request) 
     let call = bridge.calls.find(sid);
     let path = match &call {
         Some(call) => Some(call.journal.path().to_owned()),
-        None if is_sid(sid) => bridge.journals.find(sid),
+        None if is_sid("CA", sid) => bridge.journals.find(sid),
         None => None,
     };
     let Some(path) = path else {

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use crate::records::ended_by::EndedBy;
-use crate::records::journal::{Journals, journals, sid_of};
+use crate::records::journal::{Journals, journals};
 use crate::records::past::PastCall;
 use crate::toolbox::threads::lock;
 use crate::toolbox::time::in_seconds;
@@ -44,7 +44,7 @@ impl History {
         &self,
         all: &Journals,
         data_dir: &Path,
-        is_live: impl Fn(&str) -> bool,
+        is_live: impl Fn(&Path) -> bool,
     ) -> Past {
         all.settle();
         let paths = journals(data_dir);
@@ -52,7 +52,7 @@ impl History {
         let before = std::mem::take(&mut *known);
         let (mut files_left, mut bytes_left) = (READ_AT_ONCE_MAX, READ_BYTES_AT_ONCE_MAX);
         let mut past = Past { calls: Vec::with_capacity(paths.len()), is_complete: true };
-        for path in paths.into_iter().rev().filter(|path| !is_live(sid_of(path))) {
+        for path in paths.into_iter().rev().filter(|path| !is_live(path)) {
             let bytes = fs::metadata(&path).map_or(0, |file| file.len());
             let call = match before.get(&path) {
                 Some((then, call)) if *then == bytes => Arc::clone(call),

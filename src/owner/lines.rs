@@ -1,23 +1,31 @@
 //! The telephone lines: who is on one, and who gets one.
 //!
-//! Step 1 asks for a line with [`Calls::admit`] and gets a [`LineInUse`], which step 9 drops. In
+//! Step 1 asks for a line with [`Calls::ring`] and gets a [`LineInUse`], which step 9 drops. In
 //! between the call is found by its id, from every webhook, stream and page; for a while after its
-//! end, what Twilio asks late still gets the right answer. Whoever sees to the end of the process
-//! waits here until nobody is on a line any more.
+//! end, what Twilio asks late still gets the right answer. Neither one number nor all who withhold
+//! theirs can take every line. Those who talk to a person are counted here too. Whoever sees to the
+//! end of the process waits here until nobody is on a line any more.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
+use crate::parties::twilio::twiml::TRANSFER_RINGS;
+use crate::records::delivery::TRANSFER_MAX;
 use crate::records::ended_by::EndedBy;
-use crate::toolbox::text::is_e164;
+use crate::records::event::Direction;
+use crate::setup::settings::Config;
+use crate::toolbox::text::{is_e164, shorten_number};
 use crate::toolbox::threads::{lock, wait};
-use crate::{Bridge, Call};
+use crate::{Call, IncomingCall};
 
 /// From a call's last word to the last line of its journal. Then Twilio is answered all the same.
 const FILED_WITHIN: Duration = Duration::from_secs(5);
 /// Calls remembered after their end, so that a late `/stream-ended` gets the right words.
 const ENDED_CALLS_MAX: usize = 1_024;
+/// Lines of one number at once: enough for an office that has one number for all. The next caller
+/// from there hears the busy sentence.
+const LINES_PER_NUMBER_MAX: usize = 4;
 
 /// All calls there are. Its length is the number of lines in use.
 #[derive(Default)]
@@ -34,6 +42,8 @@ struct CallList {
     last_end: Option<Instant>,
     /// When each number has called within the last hour.
     recent: HashMap<String, Vec<Instant>>,
+    /// Calls that a person has, or is rung for, and when that is over at the latest.
+    with_person: HashMap<String, Instant>,
 }
 
 /// What becomes of a call that wants a line.
@@ -41,46 +51,83 @@ pub(crate) enum Admission {
     Yours(Arc<Call>, LineInUse),
     /// It has one already.
     Known(Arc<Call>),
-    /// All are in use.
-    None,
+    /// There is none for it.
+    None(NoLine),
+}
+
+/// Why not, in a word for the metrics and in a few for the log.
+pub(crate) struct NoLine {
+    pub(crate) reason: &'static str,
+    pub(crate) why: String,
+}
+
+impl NoLine {
+    pub(crate) const BUSY: &str = "busy";
 }
 
 /// A place among `MAX_CALLS`. Dropping it gives the place back.
 pub(crate) struct LineInUse(Arc<Call>);
 
 impl Calls {
-    /// Counted and taken under one lock, so that `MAX_CALLS` is exact however many ring at once.
-    pub(crate) fn admit(&self, sid: &str, new_call: impl FnOnce() -> Call) -> Admission {
+    /// A line for a call that rings. Counted and taken under one lock, so that each bound is exact
+    /// however many ring at once.
+    pub(crate) fn ring(
+        &self,
+        incoming: &IncomingCall,
+        new_call: impl FnOnce() -> Call,
+    ) -> Admission {
+        self.admit_if(incoming.sid, new_call, |list, config| match incoming.direction {
+            Direction::In => list.has_line_for(incoming.number, config),
+            // The owner has called for it, and may as often as there are lines.
+            Direction::Out | Direction::Browser => Ok(()),
+        })
+    }
+
+    /// A line for a call that goes on.
+    pub(crate) fn admit(&self, sid: &str, call: impl FnOnce() -> Call) -> Admission {
+        self.admit_if(sid, call, |_, _| Ok(()))
+    }
+
+    fn admit_if(
+        &self,
+        sid: &str,
+        new_call: impl FnOnce() -> Call,
+        may: impl FnOnce(&mut CallList, &Config) -> Result<(), NoLine>,
+    ) -> Admission {
         let mut list = lock(&self.list);
         if let Some(call) = list.live.get(sid) {
             return Admission::Known(Arc::clone(call));
         }
         let call = new_call();
-        if list.live.len() >= call.bridge.config.max_calls {
-            return Admission::None;
+        let config = &call.bridge.config;
+        if list.live.len() >= config.max_calls {
+            let why = format!("all {} lines are busy", config.max_calls);
+            return Admission::None(NoLine { reason: NoLine::BUSY, why });
+        }
+        if let Err(none) = may(&mut list, config) {
+            return Admission::None(none);
         }
         let call = Arc::new(call);
         list.live.insert(sid.to_owned(), Arc::clone(&call));
         Admission::Yours(Arc::clone(&call), LineInUse(call))
     }
 
-    /// Counts this call. Only real numbers: the anonymous are not one caller.
-    pub(crate) fn is_too_often(&self, bridge: &Bridge, number: &str) -> bool {
-        const HOUR: Duration = Duration::from_hours(1);
-        if !is_e164(number) {
-            return false;
-        }
-        let recent = &mut lock(&self.list).recent;
-        recent.retain(|_, times| {
-            times.retain(|time| time.elapsed() < HOUR);
-            !times.is_empty()
-        });
-        let times = recent.entry(number.to_owned()).or_default();
-        let too_often = times.len() >= bridge.config.calls_per_number_per_hour;
-        if !too_often {
-            times.push(Instant::now());
-        }
-        too_often
+    /// The number of the person whom this call may be put through to. As many may as there are
+    /// lines.
+    pub(crate) fn put_through(&self, config: &Config, sid: &str) -> Option<String> {
+        let number = config.fallback_number.as_ref()?;
+        let with_person = &mut lock(&self.list).with_person;
+        with_person.retain(|_, until| Instant::now() < *until);
+        let may = with_person.len() < config.max_calls || with_person.contains_key(sid);
+        may.then(|| {
+            with_person.insert(sid.to_owned(), Instant::now() + TRANSFER_RINGS + TRANSFER_MAX);
+            number.clone()
+        })
+    }
+
+    /// The person has hung up, or never answered; or the caller has left.
+    pub(crate) fn left_person(&self, sid: &str) {
+        lock(&self.list).with_person.remove(sid);
     }
 
     /// Until the last call has given its line back.
@@ -112,8 +159,51 @@ impl Calls {
         })
     }
 
+    /// The call that waits for a stream with this token, which is used up by that.
+    pub(crate) fn with_token(&self, token: &str) -> Option<Arc<Call>> {
+        let (sid, _) = token.split_once('/')?;
+        self.find(sid).filter(|call| call.take_token(token))
+    }
+
     pub(crate) fn find(&self, sid: &str) -> Option<Arc<Call>> {
         lock(&self.list).live.get(sid).cloned()
+    }
+}
+
+impl CallList {
+    /// Counts the call if there is.
+    fn has_line_for(&mut self, number: &str, config: &Config) -> Result<(), NoLine> {
+        const HOUR: Duration = Duration::from_hours(1);
+        let has_number = is_e164(number);
+        // Who withholds the number may be any other who does.
+        let is_theirs =
+            |call: &&Arc<Call>| call.number == number || !has_number && !is_e164(&call.number);
+        let calls_us = |call: &&Arc<Call>| call.direction == Direction::In;
+        let lines = self.live.values().filter(calls_us).filter(is_theirs).count();
+        if !has_number {
+            let most = config.withheld_calls_max;
+            let why = || format!("all {most} lines for callers without a number are busy");
+            return if lines < most {
+                Ok(())
+            } else {
+                Err(NoLine { reason: "withheld", why: why() })
+            };
+        }
+        let shown = shorten_number(number);
+        if lines >= LINES_PER_NUMBER_MAX {
+            let why = format!("{shown} is on {lines} lines already");
+            return Err(NoLine { reason: "many_at_once", why });
+        }
+        self.recent.retain(|_, times| {
+            times.retain(|time| time.elapsed() < HOUR);
+            !times.is_empty()
+        });
+        let times = self.recent.entry(number.to_owned()).or_default();
+        if times.len() >= config.calls_per_number_per_hour {
+            return Err(NoLine { reason: "too_often", why: format!("{shown} calls too often") });
+        }
+        times.push(Instant::now());
+        Ok(())
     }
 }
 
@@ -132,3 +222,6 @@ impl Drop for LineInUse {
         calls.one_less.notify_all();
     }
 }
+
+#[cfg(test)]
+mod tests;

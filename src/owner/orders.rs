@@ -32,7 +32,7 @@ pub(crate) fn offer_again(bridge: &'static Bridge, _url: &str, _order: &Value) -
 /// `DELETE /calls/{sid}`: its journal, and its agents' calls at Ultravox.
 pub(crate) fn delete_journal(bridge: &'static Bridge, url: &str, order: &Value) -> Reply {
     let sid = url.split('?').next().unwrap_or_default().trim_start_matches("/calls/");
-    let path = Some(sid).filter(|sid| is_sid(sid)).and_then(|sid| bridge.journals.find(sid));
+    let path = Some(sid).filter(|sid| is_sid("CA", sid)).and_then(|sid| bridge.journals.find(sid));
     let Some(path) = path else {
         return Reply::error(404, "there is no journal of such a call");
     };

@@ -2,24 +2,29 @@
 //!
 //! The number must begin with one of `OUTGOING_ALLOW`. Twilio rings it, and from the moment that
 //! somebody picks up the call is one like any other: Twilio posts `/incoming-call`, with an id in
-//! the address by which the greeting that was ordered is found again. Nothing is remembered of a
-//! number that does not answer, beyond `RINGING_MAX`.
+//! the address by which the greeting that was ordered is found again. If this process dies while it
+//! rings, the next one finds it in the call's journal, which begins with the order. Whoever does
+//! not answer makes room as soon as Twilio says so, else after `RINGING_MAX`.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::Bridge;
 use crate::door::reply::Reply;
 use crate::parties::n8n::GREETING_CHARS_MAX;
-use crate::parties::twilio::rest;
+use crate::parties::twilio::{is_sid, rest};
+use crate::records::ended_by::EndedBy;
+use crate::records::event::Event;
+use crate::records::journal::Journal;
 use crate::toolbox::log::{Sid, log};
 use crate::toolbox::metrics::refused;
 use crate::toolbox::random::random_hex;
 use crate::toolbox::text::{is_e164, shorten_number};
 use crate::toolbox::threads::lock;
+use crate::{Bridge, IncomingCall};
 
 /// An outgoing call's greeting is remembered for this long while the phone rings.
 const RINGING_MAX: Duration = Duration::from_mins(11);
@@ -56,6 +61,9 @@ pub(crate) fn outgoing_call(bridge: &'static Bridge, _url: &str, order: &Value) 
     };
     match rest::ring(&bridge.http, &bridge.config, number, &id) {
         Ok(sid) => {
+            if is_sid("CA", &sid) {
+                bridge.ringing.rings(bridge, &id, &sid, number);
+            }
             log!(Sid { sid: &sid }, Info, Ring, "ringing {}", shorten_number(number));
             Reply::json(201, &json!({"callSid": sid}))
         }
@@ -66,25 +74,87 @@ pub(crate) fn outgoing_call(bridge: &'static Bridge, _url: &str, order: &Value) 
     }
 }
 
-/// Outgoing calls that ring, by the id we have put into their webhook's address, each with the
-/// greeting that was asked for.
+/// Outgoing calls that ring, by the id we have put into their webhooks' addresses.
 #[derive(Default)]
-pub(crate) struct Ringing(Mutex<HashMap<String, (Instant, String)>>);
+pub(crate) struct Ringing(Mutex<HashMap<String, Order>>);
+
+/// What is known of a call before anybody picks up.
+pub(crate) struct Order {
+    since: Instant,
+    /// What it is to be greeted with. Empty: as usual.
+    first_message: String,
+    /// Begins when Twilio has given the call its id.
+    journal: Option<Journal>,
+}
 
 impl Ringing {
     fn add(&self, first_message: &str) -> Option<String> {
         let mut ringing = lock(&self.0);
-        ringing.retain(|_, (since, _)| since.elapsed() < RINGING_MAX);
+        for (_, old) in ringing.extract_if(|_, order| order.since.elapsed() >= RINGING_MAX) {
+            old.comes_to_nothing();
+        }
         if ringing.len() >= RINGING_AT_ONCE_MAX {
             return None;
         }
         let id = random_hex();
-        ringing.insert(id.clone(), (Instant::now(), first_message.to_owned()));
+        let first_message = first_message.to_owned();
+        ringing.insert(id.clone(), Order { since: Instant::now(), first_message, journal: None });
         Some(id)
     }
 
-    /// Is this call one of ours, and what is it to be greeted with? Empty: as usual.
-    pub(crate) fn take(&self, id: &str) -> Option<String> {
-        lock(&self.0).remove(id).map(|(_, first_message)| first_message)
+    /// Whoever picks up at once may have been faster than Twilio's answer to us: then the call has
+    /// its journal already.
+    fn rings(&self, bridge: &Bridge, id: &str, sid: &str, number: &str) {
+        if let Some(order) = lock(&self.0).get_mut(id) {
+            let journal = bridge.journals.begin(sid);
+            let (call_sid, number) = (sid.to_owned(), number.to_owned());
+            let first_message = order.first_message.clone();
+            journal.note(&Event::Ordered { call_sid, number, first_message });
+            order.journal = Some(journal);
+        }
+    }
+
+    /// Somebody has picked up, or the order has failed. None: it is none of ours, or an earlier
+    /// process's.
+    pub(crate) fn take(&self, id: &str) -> Option<Order> {
+        lock(&self.0).remove(id)
+    }
+
+    /// Twilio says that this call is over. If anybody had picked up, it would not be here.
+    pub(crate) fn is_over(&self, id: &str) {
+        if let Some(order) = self.take(id) {
+            order.comes_to_nothing();
+        }
+    }
+
+    /// Is this the journal of a call that rings?
+    pub(crate) fn has(&self, path: &Path) -> bool {
+        let is_its = |order: &Order| order.journal.as_ref().is_some_and(|it| it.path() == path);
+        lock(&self.0).values().any(is_its)
     }
 }
+
+impl IncomingCall<'_> {
+    /// Asked for by whoever ordered the call. Empty: as usual.
+    pub(crate) fn first_message(&self) -> &str {
+        self.order.as_ref().map(|order| order.first_message.as_str()).unwrap_or_default()
+    }
+
+    /// Of a call that goes out it has begun with the order.
+    pub(crate) fn journal(&self, bridge: &Bridge) -> Journal {
+        let begun = self.order.as_ref().and_then(|order| order.journal.clone());
+        begun.unwrap_or_else(|| bridge.journals.begin(self.sid))
+    }
+}
+
+impl Order {
+    fn comes_to_nothing(&self) {
+        if let Some(journal) = &self.journal {
+            journal.note(&Event::End { ended_by: EndedBy::NeverStreamed });
+            journal.note(&Event::Delivered);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

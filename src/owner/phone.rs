@@ -9,7 +9,6 @@ use serde_json::{Value, json};
 
 use crate::door::reply::Reply;
 use crate::parties::twilio::is_sid;
-use crate::parties::twilio::twiml::stream_url;
 use crate::records::event::Direction;
 use crate::records::past::PastCall;
 use crate::toolbox::random::random_hex;
@@ -26,7 +25,7 @@ pub(crate) fn browser_call(bridge: &'static Bridge, _url: &str, _order: &Value) 
         sid: &sid,
         number: BROWSER,
         direction: Direction::Browser,
-        first_message: String::new(),
+        order: None,
         wire: "POST /browser-call\nAuthorization: ***\n\n{}".into(),
     };
     let answer = take_call(bridge, &incoming);
@@ -38,9 +37,7 @@ pub(crate) fn browser_call(bridge: &'static Bridge, _url: &str, _order: &Value) 
         200,
         &json!({
             "callSid": sid,
-            "streamPath": "/media-stream",
-            "streamUrl": stream_url(&bridge.config.public_url),
-            "parameters": answer.parameters(),
+            "streamPath": answer.stream_path(),
             "twiml": answer.twiml(bridge),
         }),
     )
@@ -56,13 +53,11 @@ impl Answer {
         }
     }
 
-    /// What the `<Parameter>`s of a stream hold.
-    fn parameters(&self) -> Value {
+    /// Where the stream opens, at the address that the page came from.
+    fn stream_path(&self) -> Option<String> {
         match self {
-            Answer::Stream { token } => json!({"token": token}),
-            Answer::Person(_) | Answer::Transfer(_) | Answer::Sentence(_) | Answer::HangUp => {
-                Value::Null
-            }
+            Answer::Stream { token } => Some(format!("/media-stream/{token}")),
+            Answer::Person(_) | Answer::Transfer(_) | Answer::Sentence(_) | Answer::HangUp => None,
         }
     }
 }
@@ -87,11 +82,13 @@ pub(crate) fn browser_stream_ended(bridge: &'static Bridge, url: &str, order: &V
     let status = order["callStatus"].as_str().unwrap_or_default();
     let dial_status = order["dialCallStatus"].as_str().unwrap_or_default();
     let answer = what_comes_next(bridge, sid, status, dial_status);
-    let (twiml, parameters) = (answer.twiml(bridge), answer.parameters());
-    Reply::json(200, &json!({"twiml": twiml, "parameters": parameters}))
+    let (twiml, path) = (answer.twiml(bridge), answer.stream_path());
+    Reply::json(200, &json!({"twiml": twiml, "streamPath": path}))
 }
 
 /// The call in `/browser-call/{sid}/stream-ended`.
 pub(crate) fn browser_stream(path: &str) -> Option<&str> {
-    path.strip_prefix("/browser-call/")?.strip_suffix("/stream-ended").filter(|sid| is_sid(sid))
+    path.strip_prefix("/browser-call/")?
+        .strip_suffix("/stream-ended")
+        .filter(|sid| is_sid("CA", sid))
 }

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) enum EndedBy {
     /// There was nobody to answer: Ultravox refused, or could not be reached.
     NoAgent,
-    /// The caller went away while it rang, or Twilio never opened the stream.
+    /// The caller went away while it rang, Twilio never opened the stream, or nobody has picked up.
     NeverStreamed,
     CallerLeft,
     /// The caller's socket broke, or fell silent.

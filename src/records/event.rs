@@ -34,6 +34,15 @@ pub(crate) enum Direction {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case", rename_all_fields = "camelCase")]
 pub(crate) enum Event {
+    /// 1: we ring this person, who is to be greeted with this, or as usual.
+    Ordered {
+        #[serde(default, deserialize_with = "lenient")]
+        call_sid: String,
+        #[serde(default, deserialize_with = "lenient")]
+        number: String,
+        #[serde(default, deserialize_with = "lenient")]
+        first_message: String,
+    },
     /// 1: the call has come in, or the person we have called has picked up.
     Ring {
         #[serde(default, deserialize_with = "lenient")]

@@ -10,14 +10,16 @@
 //!
 //! Whoever has a journal also has a lock on its file, which the system lets go of when the process
 //! dies: so a call whose journal is locked is alive, here or in another process, and one whose
-//! journal can be [claimed](Journals::claim) is not. Reading is [`past`](super::past)'s.
+//! journal can be [claimed](Journals::claim) is not. Which calls have a journal at all is
+//! [known](Journals::knows) without a look at the disk. Reading is [`past`](super::past)'s.
 
+use std::collections::HashSet;
 use std::fmt::Display;
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -30,7 +32,7 @@ use crate::records::tally::Tally;
 use crate::records::writer::{Desk, Note};
 use crate::toolbox::log::{Step, presentable};
 use crate::toolbox::text::cut;
-use crate::toolbox::threads::lock;
+use crate::toolbox::threads::{lock, wait};
 use crate::toolbox::time::by_the_calendar;
 
 /// A message in a journal, and a tool's arguments and result there. What is longer is cut.
@@ -41,11 +43,23 @@ const SETTLE_WITHIN: Duration = Duration::from_millis(500);
 const CLAIM_WITHIN: Duration = Duration::from_secs(5);
 /// How often that is looked at.
 const CLAIM_AGAIN_AFTER: Duration = Duration::from_millis(50);
+/// The names of all journals are read by then, or the disk hangs, and a call that rings goes on.
+const NAMES_WITHIN: Duration = Duration::from_secs(1);
 
 /// All journals of this process.
 pub(crate) struct Journals {
     data_dir: PathBuf,
     desk: Arc<Desk>,
+    known: Mutex<Known>,
+    names_read: Condvar,
+}
+
+/// All calls that have a journal, by the figure that their ids are: 16 bytes each.
+#[derive(Default)]
+struct Known {
+    calls: HashSet<u128>,
+    /// Those of earlier processes are among them.
+    is_complete: bool,
 }
 
 /// Why a journal cannot be claimed.
@@ -59,7 +73,29 @@ pub(crate) enum Unclaimed {
 
 impl Journals {
     pub(crate) fn new(data_dir: &Path) -> Journals {
-        Journals { data_dir: data_dir.to_owned(), desk: Arc::default() }
+        Journals {
+            data_dir: data_dir.to_owned(),
+            desk: Arc::default(),
+            known: Mutex::default(),
+            names_read: Condvar::new(),
+        }
+    }
+
+    /// Once, at the start. Of the journals only the names, which takes no time.
+    pub(crate) fn read_names(&self) {
+        let calls = journals(&self.data_dir);
+        let mut known = lock(&self.known);
+        known.calls.extend(calls.iter().filter_map(|path| figure(sid_of(path))));
+        known.is_complete = true;
+        drop(known);
+        self.names_read.notify_all();
+    }
+
+    /// Has this call rung before, here or at an earlier process?
+    pub(crate) fn knows(&self, sid: &str) -> bool {
+        let known = lock(&self.known);
+        let known = wait(&self.names_read, known, NAMES_WITHIN, |known| !known.is_complete);
+        figure(sid).is_some_and(|figure| known.calls.contains(&figure))
     }
 
     /// For a process that lives long, so that its first call does not start a thread for it.
@@ -73,6 +109,7 @@ impl Journals {
         let path: Arc<Path> =
             self.data_dir.join("calls").join(format!("{start}-{sid}.jsonl")).into();
         self.desk.add_handle(&path);
+        lock(&self.known).calls.extend(figure(sid));
         Journal {
             path,
             desk: Arc::clone(&self.desk),
@@ -243,6 +280,10 @@ pub(crate) fn journals(data_dir: &Path) -> Vec<PathBuf> {
         paths.filter(|path| path.extension().is_some_and(|end| end == "jsonl")).collect();
     journals.sort();
     journals
+}
+
+fn figure(sid: &str) -> Option<u128> {
+    u128::from_str_radix(sid.strip_prefix("CA")?, 16).ok()
 }
 
 pub(crate) fn sid_of(journal: &Path) -> &str {

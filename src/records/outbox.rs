@@ -102,6 +102,7 @@ impl Outbox {
         file: impl Fn(&mut Delivery) -> Result<(), Failure> + Send + Sync + 'static,
     ) {
         journals.start_writer();
+        journals.read_names();
         let began = Instant::now();
         let count = self.look_through(journals, false);
         self.is_all_read();

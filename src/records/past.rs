@@ -34,6 +34,10 @@ pub(crate) struct PastCall {
     pub(crate) began: Option<Timestamp>,
     pub(crate) ended: Option<Timestamp>,
     pub(crate) stage: String,
+    /// Ordered for a call that goes out.
+    pub(crate) first_message: String,
+    /// There was a stream, so the agent has said hello.
+    pub(crate) was_answered: bool,
     pub(crate) agent_id: String,
     pub(crate) agents: u64,
     /// Ultravox's ids of all of them.
@@ -90,11 +94,16 @@ impl PastCall {
             Event::Ring { call_sid, number, direction } => {
                 (self.sid, self.number, self.direction) = (call_sid, number, direction);
             }
+            Event::Ordered { call_sid, number, first_message } => {
+                (self.sid, self.number, self.direction) = (call_sid, number, Direction::Out);
+                self.first_message = first_message;
+            }
             Event::Agent { call_id, agent } => {
                 self.agent_ids.push(call_id.clone());
                 (self.agent_id, self.agents) = (call_id, agent);
                 self.transferred = false;
             }
+            Event::Stream { .. } => self.was_answered = true,
             Event::Stage { stage } => self.stage = stage,
             Event::Said(utterance) => self.transcript.remember(utterance),
             Event::Transfer => self.transferred = true,
@@ -103,7 +112,6 @@ impl PastCall {
             Event::Delivered => self.delivered = true,
             Event::Greeting { .. }
             | Event::Answer { .. }
-            | Event::Stream { .. }
             | Event::FirstWord { .. }
             | Event::Turn { .. }
             | Event::ToolBegins { .. }

@@ -22,8 +22,10 @@ use crate::toolbox::text::nearest;
 
 /// `API_TOKEN` and `METRICS_TOKEN`. A shorter one could be guessed.
 pub(super) const TOKEN_CHARS_MIN: usize = 16;
+/// `MAX_CALLS`, unless it is set.
+pub(super) const MAX_CALLS: usize = 50;
 /// Every setting, in the order of `.env.example` and the README.
-const SETTINGS: [&str; 31] = [
+const SETTINGS: [&str; 32] = [
     "ULTRAVOX_API_KEY",
     "PUBLIC_URL",
     "N8N_WEBHOOK_URL",
@@ -46,6 +48,7 @@ const SETTINGS: [&str; 31] = [
     "N8N_AUTH_HEADER",
     "FALLBACK_NUMBER",
     "MAX_CALLS",
+    "WITHHELD_CALLS_MAX",
     "MAX_CALL_SECONDS",
     "CALLS_PER_NUMBER_PER_HOUR",
     "DRAIN_SECONDS",
@@ -88,6 +91,8 @@ pub(crate) struct Config {
     pub(crate) n8n_auth_header: Option<(String, Secret)>,
     pub(crate) fallback_number: Option<String>,
     pub(crate) max_calls: usize,
+    /// Of these, for callers without a number.
+    pub(crate) withheld_calls_max: usize,
     pub(crate) max_call: Duration,
     pub(crate) calls_per_number_per_hour: usize,
     pub(crate) drain: Duration,
@@ -148,7 +153,8 @@ impl Config {
             n8n_hmac_secret: settings.text("N8N_HMAC_SECRET").map(Secret),
             n8n_auth_header: settings.header("N8N_AUTH_HEADER"),
             fallback_number: settings.phone_number("FALLBACK_NUMBER"),
-            max_calls: settings.number("MAX_CALLS", 50, 1, 10_000),
+            max_calls: settings.number("MAX_CALLS", MAX_CALLS, 1, 10_000),
+            withheld_calls_max: settings.half_of_max_calls("WITHHELD_CALLS_MAX"),
             max_call: Duration::from_secs(settings.number("MAX_CALL_SECONDS", 1_800, 10, 14_400)),
             calls_per_number_per_hour: settings.number("CALLS_PER_NUMBER_PER_HOUR", 20, 1, 100_000),
             drain: Duration::from_secs(settings.number("DRAIN_SECONDS", 300, 0, 14_400)),

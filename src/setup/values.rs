@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::fmt::Display;
 use std::net::{IpAddr, Ipv4Addr};
 
-use crate::setup::settings::{TOKEN_CHARS_MIN, login_in};
+use crate::setup::settings::{MAX_CALLS, TOKEN_CHARS_MIN, login_in};
 use crate::toolbox::failure::Secret;
 use crate::toolbox::text::is_e164;
 
@@ -165,6 +165,12 @@ impl Settings {
                 None
             }
         }
+    }
+
+    /// Unless it is set.
+    pub(super) fn half_of_max_calls(&mut self, name: &str) -> usize {
+        let all = self.values.get("MAX_CALLS").and_then(|text| text.trim().parse().ok());
+        self.number(name, all.unwrap_or(MAX_CALLS).div_ceil(2), 0, 10_000)
     }
 
     pub(super) fn phone_number(&mut self, name: &str) -> Option<String> {

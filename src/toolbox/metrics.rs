@@ -154,7 +154,7 @@ const ENDS: [&str; 12] = [
 ];
 
 /// Why connections, requests and calls are turned away.
-const REASONS: [&str; 23] = [
+const REASONS: [&str; 26] = [
     "too_many_connections",
     "idle_connection",
     "slow_head",
@@ -174,6 +174,9 @@ const REASONS: [&str; 23] = [
     "stopping",
     "busy",
     "too_often",
+    "withheld",
+    "many_at_once",
+    "over",
     "upgrade",
     "no_start",
     "media_format",

@@ -1,6 +1,7 @@
 //! The front door as a proxy sees it, which keeps its connections and sends the next webhook over
 //! one of them unless it is told that there will be no next one.
 
+use std::error::Error;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::thread;
@@ -118,9 +119,11 @@ fn every_answer_says_that_the_connection_ends() -> Outcome {
         (413, post("Content-Length: 10000000\r\n")),
         (431, get("/", &format!("X: {}\r\n", "x".repeat(20_000)))),
         // From the media stream.
-        (400, get("/media-stream", "")),
-        (400, get("/media-stream", "no header\r\n")),
-        (403, get("/media-stream", &format!("{upgrade}X-Twilio-Signature: wrong\r\n"))),
+        (400, get(&stream_path(&world)?, "")),
+        (400, get(&stream_path(&world)?, "no header\r\n")),
+        (403, get(&stream_path(&world)?, &format!("{upgrade}X-Twilio-Signature: wrong\r\n"))),
+        // From the door, for want of a token.
+        (403, get("/media-stream/x", upgrade)),
     ];
     for (status, request) in cases {
         let mut line = connect(world.bridge.address())?;
@@ -144,7 +147,7 @@ fn every_answer_says_that_the_connection_ends() -> Outcome {
     }
     // What becomes a stream goes on.
     let mut line = connect(world.bridge.address())?;
-    line.get_mut().write_all(get("/media-stream", upgrade).as_bytes())?;
+    line.get_mut().write_all(get(&stream_path(&world)?, upgrade).as_bytes())?;
     let head = read_head(&mut line)?;
     assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
     assert_eq!(header(&head, "connection").join(" ").to_lowercase(), "upgrade");
@@ -223,11 +226,13 @@ fn whoever_says_nothing_is_shown_out_in_time() -> Outcome {
         assert!((AT_LEAST..AT_MOST).contains(&began.elapsed()), "{:?}", began.elapsed());
         Ok(())
     };
+    let path = stream_path(&world)?;
     let stream = || -> Outcome {
         let began = Instant::now();
         let mut line = connect(world.bridge.address())?;
         line.get_mut().set_read_timeout(Some(2 * AT_MOST))?;
-        line.get_mut().write_all(&upgrade("Connection: Upgrade\r\nUpgrade: websocket\r\n"))?;
+        line.get_mut()
+            .write_all(&upgrade(&path, "Connection: Upgrade\r\nUpgrade: websocket\r\n"))?;
         assert_eq!(status(&read_head(&mut line)?), "101");
         let mut goodbye = [0; 4];
         line.read_exact(&mut goodbye)?;
@@ -260,18 +265,23 @@ fn status(answer: &str) -> &str {
     answer.split(' ').nth(1).unwrap_or_default()
 }
 
-fn upgrade(extra: &str) -> Vec<u8> {
+/// The path of a stream that a call waits for.
+fn stream_path(world: &World) -> Result<String, Box<dyn Error + Send + Sync>> {
+    Ok(world.ring("anonymous")?.twiml.stream_path())
+}
+
+fn upgrade(path: &str, extra: &str) -> Vec<u8> {
     let head = format!(
-        "GET /media-stream HTTP/1.1\r\nHost: bridge.example\r\nSec-WebSocket-Version: 13\r\n\
+        "GET {path} HTTP/1.1\r\nHost: bridge.example\r\nSec-WebSocket-Version: 13\r\n\
          Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{extra}\r\n"
     );
     head.into_bytes()
 }
 
 /// The status of the answer, without waiting for the end of the stream that may follow.
-fn upgraded(world: &World, extra: &str) -> io::Result<String> {
+fn upgraded(world: &World, extra: &str) -> Result<String, Box<dyn Error + Send + Sync>> {
     let mut line = connect(world.bridge.address())?;
-    line.get_mut().write_all(&upgrade(extra))?;
+    line.get_mut().write_all(&upgrade(&stream_path(world)?, extra))?;
     Ok(status(&read_head(&mut line)?).to_owned())
 }
 
@@ -291,7 +301,7 @@ fn a_header_that_no_route_reads_may_hold_anything() -> Outcome {
         let answer = says(&world, &request)?;
         assert_eq!(status(&answer), "200", "{}: {answer}", city.escape_ascii());
         let mut line = connect(world.bridge.address())?;
-        let wish = upgrade("Connection: Upgrade\r\nUpgrade: websocket\r\n");
+        let wish = upgrade(&stream_path(&world)?, "Connection: Upgrade\r\nUpgrade: websocket\r\n");
         let at = wish.windows(2).position(|end| end == b"\r\n").ok_or("no request line")?;
         line.get_mut().write_all(&[&wish[..at], &added, &wish[at + 2..]].concat())?;
         assert_eq!(status(&read_head(&mut line)?), "101", "{}", city.escape_ascii());
@@ -340,7 +350,8 @@ fn unusual_requests_are_understood_as_they_are_meant() -> Outcome {
     let nowhere = says(&world, b"GET http://bridge.example HTTP/1.1\r\nHost: x\r\n\r\n")?;
     assert_eq!(status(&nowhere), "404", "the live page is not on: {nowhere}");
     let wish = "Connection: Upgrade\r\nUpgrade: websocket\r\n";
-    let absolute = String::from_utf8(upgrade(wish))?.replace(" /", " http://bridge.example/");
+    let absolute = String::from_utf8(upgrade(&stream_path(&world)?, wish))?
+        .replace(" /", " http://bridge.example/");
     let mut line = connect(world.bridge.address())?;
     line.get_mut().write_all(absolute.as_bytes())?;
     assert_eq!(status(&read_head(&mut line)?), "101");
@@ -383,7 +394,7 @@ fn smuggled(hidden: &str) -> Vec<(&'static str, String)> {
         ("behind a GET that asks for another protocol", get(ok, "Connection: Upgrade\r\n")),
         ("behind an empty line", format!("\r\n{}", get(ok, ""))),
         ("behind an absolute address", get("http://x/health HTTP/1.1", "")),
-        ("behind a media stream", get("/media-stream HTTP/1.1", "")),
+        ("behind a media stream", get("/media-stream/x HTTP/1.1", "")),
         ("behind a GET of HTTP/1.0", get("/health HTTP/1.0", "Connection: keep-alive\r\n")),
         ("as the body of a GET", get(ok, &format!("Content-Length: {all}\r\n"))),
         ("behind no body", whole("Content-Length: 0\r\n")),

@@ -61,11 +61,9 @@ fn one_key_is_enough_to_talk_to_the_agent() -> Outcome {
     let order = answer(&world, "POST", "/browser-call", &order)?.json();
     let agent: AgentCall = world.ultravox.next_call(PATIENCE)?;
     assert_eq!(greeting_of(&agent), DEFAULT_GREETING);
-    let phone = world.upgrade("/media-stream", None)?;
+    let phone = world.upgrade(order["streamPath"].as_str().unwrap_or_default(), None)?;
     phone.send_connected()?;
-    let token = order["parameters"]["token"].as_str().unwrap_or_default();
-    let sid = order["callSid"].as_str().unwrap_or_default();
-    phone.send_start(sid, &[("token".to_owned(), token.to_owned())])?;
+    phone.send_start(order["callSid"].as_str().unwrap_or_default())?;
     let greeting = voice(1, 200);
     agent.say(DEFAULT_GREETING, &pcm_of(&greeting))?;
     phone.expect_audio(&greeting)?;

@@ -14,6 +14,7 @@ mod metrics;
 mod owner;
 mod page;
 mod reload;
+mod ring;
 mod sad;
 mod verbs;
 

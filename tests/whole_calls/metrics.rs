@@ -403,10 +403,7 @@ fn what_is_turned_away_is_counted_by_its_reason() -> Outcome {
     assert_eq!(world.request("GET", "/health", &[("X-Long", &long)], &[])?.status, 431);
     let call = connect(&world)?;
     world.ring_with(CALLER, &[("CallSid", "CA00000000000000000000000000000002")])?;
-    let socket = world.open_socket()?;
-    socket.send_connected()?;
-    socket.send_start(&call.ringing.call_sid, &[("token".into(), "wrong".into())])?;
-    socket.wait_closed()?;
+    assert!(call.ringing.stream_is_refused(&world), "its token is used up");
     assert_counts(
         &scrape(&world)?,
         &[

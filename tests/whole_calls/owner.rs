@@ -133,7 +133,7 @@ const ROUTES: [(&str, &str); 5] = [
     ("GET", "/calls"),
     ("GET", "/calls/CA0123"),
     ("POST", "/browser-call"),
-    ("POST", "/browser-call/CA0123/stream-ended"),
+    ("POST", "/browser-call/CA00000000000000000000000000000123/stream-ended"),
 ];
 
 #[test]
@@ -239,7 +239,11 @@ fn another_site_can_spend_nothing() -> Outcome {
         &[("Sec-Fetch-Site", "cross-site"), ("Origin", "https://bridge.example"), JSON],
         &[("Sec-Fetch-Site", "nonsense"), JSON],
     ];
-    let paths = ["/browser-call", "/browser-call/CA0123/stream-ended", "/outgoing-call"];
+    let paths = [
+        "/browser-call",
+        "/browser-call/CA00000000000000000000000000000123/stream-ended",
+        "/outgoing-call",
+    ];
     let order = json!({"phoneNumber": "+4930777888"}).to_string();
     for path in paths {
         for site in sites {
@@ -557,10 +561,10 @@ fn nothing_secret_is_shown_to_anybody() -> Outcome {
     // In JSON it reads differently from here on.
     hidden.push("header-secret".to_owned());
     hidden.push(TOKEN.to_owned());
-    for parameters in [&call.ringing.twiml, &broken.twiml] {
-        hidden.push(parameters.parameter("token").ok_or("no token")?.to_owned());
+    let browsers = browser["streamPath"].as_str().ok_or("no stream")?.to_owned();
+    for path in [call.ringing.twiml.stream_path(), broken.twiml.stream_path(), browsers] {
+        hidden.push(path.rsplit('/').next().ok_or("no token")?.to_owned());
     }
-    hidden.push(browser["parameters"]["token"].as_str().ok_or("no token")?.to_owned());
     for agent in world.ultravox.created() {
         let url = agent.join_url();
         hidden.push(url.split_once("/join/").ok_or("another address")?.1.to_owned());
@@ -843,11 +847,10 @@ struct BrowserCall {
 
 /// Does what the page does with the answer: opens the socket, says which call it is.
 #[track_caller]
-fn open_stream(world: &World, sid: &str, parameters: &Value) -> Result<Phone, Trouble> {
-    let phone = world.upgrade("/media-stream", None)?;
+fn open_stream(world: &World, sid: &str, answer: &Value) -> Result<Phone, Trouble> {
+    let phone = world.upgrade(answer["streamPath"].as_str().unwrap_or_default(), None)?;
     phone.send_connected()?;
-    let token = parameters["token"].as_str().unwrap_or_default().to_owned();
-    phone.send_start(sid, &[("token".to_owned(), token)])?;
+    phone.send_start(sid)?;
     Ok(phone)
 }
 
@@ -858,7 +861,7 @@ fn call_from_page(world: &World) -> Result<BrowserCall, Trouble> {
     let answer = answer.json();
     let sid = answer["callSid"].as_str().unwrap_or_default().to_owned();
     let agent = world.ultravox.next_call(PATIENCE)?;
-    let phone = open_stream(world, &sid, &answer["parameters"])?;
+    let phone = open_stream(world, &sid, &answer)?;
     Ok(BrowserCall { sid, agent, phone })
 }
 
@@ -877,22 +880,19 @@ fn the_owner_talks_to_the_agent_from_the_page() -> Outcome {
     let answer = post(&world, "/browser-call", &json!({}))?.json();
     let sid = answer["callSid"].as_str().unwrap_or_default();
     assert!(sid.len() == 34 && sid.starts_with("CA"), "{sid}");
-    assert_eq!(answer["streamPath"], "/media-stream");
-    assert_eq!(answer["streamUrl"], world.stream_url());
     let twiml = Twiml::read(answer["twiml"].as_str().unwrap_or_default())?;
-    assert_eq!(twiml.parameter("token"), answer["parameters"]["token"].as_str());
+    assert_eq!(answer["streamPath"], twiml.stream_path());
     // n8n is asked for a greeting as for any call.
     assert_eq!(world.n8n.requests_of("1")[0].json["number"], "browser");
     let agent = world.ultravox.next_call(PATIENCE)?;
     assert_eq!(crate::greeting_of(&agent), FIRST_MESSAGE);
-    let phone = open_stream(&world, sid, &answer["parameters"])?;
+    let phone = open_stream(&world, sid, &answer)?;
     phone.marks(Marks::WhenPlayed);
     let (up, down, bye) = (voice(1, 400), voice(2, 3_000), voice(3, 200));
     phone.speak(&up)?;
     agent.expect_audio(&pcm_of(&up))?;
     // A token opens one stream.
-    let thief = open_stream(&world, sid, &answer["parameters"])?;
-    assert_eq!(thief.wait_closed()?, Heard::Closed(Some(1008)));
+    assert!(open_stream(&world, sid, &answer).is_err());
     agent.say("Three seconds of speech.", &pcm_of(&down))?;
     phone.expect_audio(&down)?;
     agent.send(&json!({"type": "playback_clear_buffer"}))?;
@@ -906,7 +906,7 @@ fn the_owner_talks_to_the_agent_from_the_page() -> Outcome {
     assert_eq!(phone.heard_audio(), [down, bye].concat());
     let call = BrowserCall { sid: sid.to_owned(), agent, phone };
     let ended = call.stream_ended(&world, &json!({}))?;
-    assert_eq!(ended["parameters"], json!(null));
+    assert_eq!(ended["streamPath"], json!(null));
     assert!(Twiml::read(ended["twiml"].as_str().unwrap_or_default())?.hangs_up);
     let filed = world.n8n.wait_for("2", 1, PATIENCE)?;
     assert_eq!(filed[0].json["number"], "browser");
@@ -932,7 +932,7 @@ fn a_page_that_loses_its_stream_gets_another_one() -> Outcome {
     call.agent.user_said("Before the break.")?;
     call.phone.drop_line();
     let ended = call.stream_ended(&world, &json!({}))?;
-    let phone = open_stream(&world, &call.sid, &ended["parameters"])?;
+    let phone = open_stream(&world, &call.sid, &ended)?;
     let words = voice(5, 100);
     call.agent.say("Still here.", &pcm_of(&words))?;
     phone.expect_audio(&words)?;
@@ -944,7 +944,7 @@ fn a_page_that_loses_its_stream_gets_another_one() -> Outcome {
     world.bridge.restart()?;
     let ended = call.stream_ended(&world, &json!({}))?;
     let agent = world.ultravox.next_call(PATIENCE)?;
-    let phone = open_stream(&world, &call.sid, &ended["parameters"])?;
+    let phone = open_stream(&world, &call.sid, &ended)?;
     agent.say("Here again.", &pcm_of(&words))?;
     phone.expect_audio(&words)?;
     eye.wait("what was said", |eye| of(&eye.events, "said").len() == 3)?;
@@ -971,7 +971,7 @@ fn put_through(world: &World) -> Result<BrowserCall, Trouble> {
     call.phone.wait_closed()?;
     let ended = call.stream_ended(world, &json!({}))?;
     let twiml = ended["twiml"].as_str().unwrap_or_default();
-    assert_eq!(ended["parameters"], json!(null), "{ended}");
+    assert_eq!(ended["streamPath"], json!(null), "{ended}");
     assert!(twiml.contains(COLLEAGUE), "{twiml}");
     Ok(call)
 }
@@ -983,7 +983,7 @@ fn a_transfer_is_tried_out_from_the_page() -> Outcome {
     // Nobody answers: the caller is back with an agent.
     let ended = call.stream_ended(&world, &json!({"dialCallStatus": "no-answer"}))?;
     let agent = world.ultravox.next_call(PATIENCE)?;
-    let phone = open_stream(&world, &call.sid, &ended["parameters"])?;
+    let phone = open_stream(&world, &call.sid, &ended)?;
     agent.say("Nobody is there.", &pcm_of(&voice(1, 60)))?;
     phone.expect_audio(&voice(1, 60))?;
     phone.hang_up()?;

@@ -142,13 +142,17 @@ fn write_agent(directory: &Path, agent: &Value) -> io::Result<()> {
 // 1. Ring
 // ============================================================================
 
+/// Of a call that nobody knows.
+const SID: &str = "CA00000000000000000000000000000aaa";
+
 #[test]
 fn whoever_is_not_twilio_starts_no_call() -> Outcome {
     let world = builder().start()?;
-    let form = [("CallSid", "CA1"), ("From", CALLER)];
-    let body = b"CallSid=CA1&From=%2B4930901820";
+    let form = [("CallSid", SID), ("From", CALLER)];
+    let body = format!("CallSid={SID}&From=%2B4930901820");
+    let body = body.as_bytes();
     let good = world.signature("/incoming-call", &form);
-    let other_form = world.signature("/incoming-call", &[("CallSid", "CA1"), ("From", "+1")]);
+    let other_form = world.signature("/incoming-call", &[("CallSid", SID), ("From", "+1")]);
     let other_path = world.signature("/stream-ended", &form);
     let other_token =
         demo::twilio_signature("54321", "https://bridge.example/incoming-call", &form);
@@ -181,7 +185,8 @@ fn whoever_is_not_twilio_starts_no_call() -> Outcome {
 fn without_an_auth_token_everybody_is_let_in_and_the_operator_is_warned() -> Outcome {
     let world = builder().without("TWILIO_AUTH_TOKEN").start()?;
     world.bridge.wait_for_log("TWILIO_AUTH_TOKEN is not set")?;
-    let answer = world.request("POST", "/incoming-call", &[], b"CallSid=CA1&From=%2B4930901820")?;
+    let body = format!("CallSid={SID}&From=%2B4930901820");
+    let answer = world.request("POST", "/incoming-call", &[], body.as_bytes())?;
     assert!(Twiml::read(&answer.text())?.stream_url.is_some());
     Ok(())
 }
@@ -465,7 +470,7 @@ fn a_busy_ultravox_is_asked_once_more_within_a_second() -> Outcome {
     ];
     for (index, (reply, at_least)) in cases.into_iter().enumerate() {
         world.ultravox.refuse_next(1, &reply);
-        let ringing = world.ring(CALLER)?;
+        let ringing = world.ring(&format!("+493090182{index}"))?;
         assert!(ringing.twiml.stream_url.is_some(), "{reply:?}: {}", ringing.twiml.xml);
         assert!(ringing.answer.took >= at_least, "{reply:?}: {:?}", ringing.answer.took);
         assert_eq!(world.ultravox.requests(), 2 * (index + 1), "{reply:?}");
@@ -518,6 +523,8 @@ fn a_caller_who_cannot_be_served_is_put_through_to_a_person() -> Outcome {
         builder().setting("FALLBACK_NUMBER", "+4930123456").setting("MAX_CALLS", 1).start()?;
     world.ultravox.refuse_next(1, &Reply::json(500, &json!({})));
     let refused = world.ring(CALLER)?;
+    // One of them at a time.
+    refused.call_status(&world, "completed")?;
     let _call = connect(&world)?;
     let busy = world.ring(CALLER)?;
     for ringing in [refused, busy] {
@@ -559,8 +566,7 @@ fn a_caller_who_is_gone_while_it_rings_sends_the_agent_home_and_frees_the_line()
         assert!(!agent.is_over(), "it still rings");
         assert_eq!(ringing.call_status(&world, status)?.status, 204);
         assert_eq!(agent.wait_closed()?, Ending::Closed(Some(1000)), "{status}");
-        let late = ringing.open_stream(&world)?;
-        assert_eq!(late.wait_closed()?, Heard::Closed(Some(1008)), "the token is void");
+        assert!(ringing.stream_is_refused(&world), "the token is void");
     }
     Ok(())
 }
@@ -587,40 +593,38 @@ fn a_caller_who_is_gone_before_the_agent_is_there_leaves_no_agent_behind() -> Ou
 // 5. Stream
 // ============================================================================
 
-fn token_of(ringing: &Ringing) -> Vec<(String, String)> {
-    ringing.twiml.parameters.clone()
-}
-
-fn parameter(value: &str) -> Vec<(String, String)> {
-    vec![("token".to_owned(), value.to_owned())]
-}
-
 #[test]
-fn a_stream_without_its_own_calls_token_is_closed_and_nobody_notices() -> Outcome {
+fn a_stream_without_its_own_calls_token_is_refused_at_the_door_and_nobody_notices() -> Outcome {
     let world = builder().start()?;
     let (one, other) = (world.ring(CALLER)?, world.ring("+15550100")?);
     let (agent, other_agent) =
         (world.ultravox.next_call(PATIENCE)?, world.ultravox.next_call(PATIENCE)?);
-    let right = one.twiml.parameter("token").unwrap_or_default();
-    let shorter = right.get(..31).unwrap_or_default();
+    let right = one.twiml.stream_path();
+    let (base, token) = right.rsplit_once('/').ok_or("no token")?;
+    let others = other.twiml.stream_path();
+    let other_token = others.rsplit('/').next().unwrap_or_default();
     let attempts = [
-        (one.call_sid.as_str(), Vec::new()),
-        (one.call_sid.as_str(), parameter("")),
-        (one.call_sid.as_str(), parameter("0123456789abcdef0123456789abcdef")),
-        (one.call_sid.as_str(), parameter(shorter)),
-        (one.call_sid.as_str(), parameter(&format!("{right}0"))),
-        (one.call_sid.as_str(), token_of(&other)),
-        (one.call_sid.as_str(), vec![("Token".to_owned(), right.to_owned())]),
-        ("CA00000000000000000000000000000003", token_of(&one)),
-        ("", token_of(&one)),
+        "/media-stream/".to_owned(),
+        format!("{base}/"),
+        format!("{base}/0123456789abcdef0123456789abcdef"),
+        format!("{base}/{}", token.get(..31).unwrap_or_default()),
+        format!("{right}0"),
+        format!("{right}/0"),
+        format!("{base}//{token}"),
+        format!("{base}/{}", token.to_uppercase()),
+        format!("{base}/{other_token}"),
+        format!("/media-stream/CA00000000000000000000000000000003/{token}"),
+        format!("/media-stream/{token}"),
     ];
-    for (sid, parameters) in attempts {
-        let stranger = world.open_socket()?;
-        stranger.send_connected()?;
-        stranger.send_start(sid, &parameters)?;
-        assert_eq!(stranger.wait_closed()?, Heard::Closed(Some(1008)), "{sid} {parameters:?}");
+    for path in attempts {
+        let url = format!("{}{path}", demo::PUBLIC_URL).replacen("http", "ws", 1);
+        let signature = demo::twilio_signature(demo::AUTH_TOKEN, &url, &[]);
+        let refused = world.upgrade(&path, Some(&signature)).err().ok_or("it was let in")?;
+        assert!(refused.to_string().contains("answered 403"), "{path}: {refused}");
     }
-    world.bridge.wait_for_log("it has no valid token")?;
+    // What was the token's place.
+    assert_eq!(world.get("/media-stream")?.status, 404);
+    world.bridge.wait_for_log("a connection was closed: no call waits for this stream")?;
     assert_eq!(world.ultravox.requests(), 2, "nothing is created for strangers");
     // Failed attempts have used up nobody's token.
     let phone = one.open_stream(&world)?;
@@ -635,9 +639,7 @@ fn a_token_opens_one_stream_and_the_second_does_not_disturb_the_first() -> Outco
     let world = builder().tls(true).start()?;
     let call = connect(&world)?;
     call.goes_on()?;
-    let second = call.ringing.open_stream(&world)?;
-    assert_eq!(second.wait_closed()?, Heard::Closed(Some(1008)));
-    assert!(second.heard_audio().is_empty());
+    assert!(call.ringing.stream_is_refused(&world));
     call.goes_on()?;
     Ok(())
 }
@@ -682,14 +684,16 @@ fn a_stream_that_begins_with_anything_but_start_is_closed() -> Outcome {
 #[test]
 fn an_upgrade_that_is_signed_wrongly_or_is_none_is_refused() -> Outcome {
     let world = builder().start()?;
-    let refused = world.upgrade("/media-stream", Some("bm90IHNpZ25lZA=="));
+    let refused = world.upgrade(&world.ring(CALLER)?.twiml.stream_path(), Some("bm90IHNpZ25lZA=="));
     let why = refused.err().map(|why| why.to_string()).unwrap_or_default();
     assert!(why.contains("403"), "{why}");
     world.bridge.wait_for_log("/media-stream was refused: Twilio's signature is wrong")?;
-    assert_eq!(world.get("/media-stream")?.status, 400);
+    assert_eq!(world.get(&world.ring(CALLER)?.twiml.stream_path())?.status, 400);
     // Twilio adds a slash to what it signs, or does not.
-    let slash = demo::twilio_signature(demo::AUTH_TOKEN, &format!("{}/", world.stream_url()), &[]);
-    world.upgrade("/media-stream", Some(&slash))?;
+    let twiml = world.ring(CALLER)?.twiml;
+    let url = format!("{}/", twiml.stream_url.as_deref().unwrap_or_default());
+    let slash = demo::twilio_signature(demo::AUTH_TOKEN, &url, &[]);
+    world.upgrade(&twiml.stream_path(), Some(&slash))?;
     Ok(())
 }
 
@@ -965,14 +969,16 @@ fn a_caller_who_leaves_during_the_goodbye_is_not_waited_for() -> Outcome {
 #[test]
 fn a_caller_of_whom_nothing_is_known_is_not_left_in_dead_air() -> Outcome {
     let world = builder().start()?;
-    let answer = world.webhook("/stream-ended", &[("CallSid", "CA1")])?;
+    let answer = world.webhook("/stream-ended", &[("CallSid", SID)])?;
     let twiml = Twiml::read(&answer.text())?;
     assert_eq!(twiml.said, [APOLOGY]);
     assert!(twiml.hangs_up);
     for sid in ["", "../x"] {
         assert_eq!(world.webhook("/stream-ended", &[("CallSid", sid)])?.status, 400, "{sid}");
     }
-    assert_eq!(world.webhook("/call-status", &[("CallStatus", "completed")])?.status, 204);
+    let status = [("CallSid", SID), ("CallStatus", "completed")];
+    assert_eq!(world.webhook("/call-status", &status)?.status, 204);
+    assert_eq!(world.webhook("/call-status", &status[1..])?.status, 400);
     assert_eq!(world.ultravox.requests(), 0);
     Ok(())
 }
@@ -1152,7 +1158,7 @@ fn a_callers_stream_that_breaks_or_talks_nonsense_is_followed_by_another() -> Ou
         ("not JSON", |phone| phone.send_text("not JSON")),
         ("binary", |phone| phone.send_binary(&[1; 160])),
         ("no WebSocket", |phone| phone.send_raw(&[0xFF; 40])),
-        ("a second start", |phone| phone.send_start("CA1", &[])),
+        ("a second start", |phone| phone.send_start(SID)),
         ("another's stream", |phone| {
             let media = json!({"event": "media", "streamSid": "MZ1", "media": {"payload": "AAAA"}});
             phone.send_text(&media.to_string())
@@ -1171,9 +1177,7 @@ fn a_callers_stream_that_breaks_or_talks_nonsense_is_followed_by_another() -> Ou
         call.phone.wait_closed()?;
         assert!(!call.agent.is_over(), "{what}: the agent waits");
         let again = follow(&call.ringing, call.ringing.stream_ended(&world)?)?;
-        assert_eq!(again.twiml.stream_url, Some(world.stream_url()), "{what}");
-        let stranger = call.ringing.open_stream(&world)?;
-        assert_eq!(stranger.wait_closed()?, Heard::Closed(Some(1008)), "the old token is void");
+        assert!(call.ringing.stream_is_refused(&world), "{what}: the old token is void");
 
         let phone = again.open_stream(&world)?;
         let (up, down) = (voice(83, 60), voice(84, 60));
@@ -1713,6 +1717,7 @@ fn a_bad_partner_does_not_hold_anybody_up_for_ever() -> Outcome {
         ("a caller who falls silent", a_caller_falls_silent),
         ("an agent who falls silent", an_agent_falls_silent),
         ("a caller who never ends", a_caller_never_ends),
+        ("an agent who says goodbye and stays", an_agent_says_goodbye_and_stays),
     ])
 }
 
@@ -1721,6 +1726,21 @@ fn wait_for_the_end_of(phone: &Phone) -> Result<Heard, Trouble> {
     let over = |heard: &Heard| matches!(heard, Heard::Closed(_) | Heard::Broken(_));
     phone.wait_until("its end", AGES, |heard| heard.iter().any(|one| over(&one.what)))?;
     phone.wait_closed()
+}
+
+fn an_agent_says_goodbye_and_stays() -> Outcome {
+    let world = builder().start()?;
+    let call = connect(&world)?;
+    call.agent.invoke("hangUp", &json!({"reason": "done"}))?;
+    let began = Instant::now();
+    // It is not silent either: that would be noticed sooner.
+    while call.agent.user_said("Hello?").is_ok() && !call.agent.is_over() {
+        assert!(began.elapsed() < AGES, "it is listened to, and billed, for ever");
+        thread::sleep(Duration::from_millis(200));
+    }
+    assert!(began.elapsed() > Duration::from_secs(15), "a long goodbye is no offence");
+    assert_eq!(filed(&world)?.1, "AgentHungUp");
+    Ok(())
 }
 
 fn a_stream_never_says_start() -> Outcome {

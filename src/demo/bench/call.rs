@@ -135,13 +135,13 @@ impl Hall {
         let own = Duration::from_nanos(call.stand_ins_ns.load(Relaxed));
         self.webhook.note(answer.took.saturating_sub(own));
         let twiml = Twiml::read(&answer.text())?;
-        if twiml.stream_url.is_none() {
+        let Some(url) = &twiml.stream_url else {
             return Err(format!("the TwiML has no stream: {}", twiml.xml));
-        }
+        };
 
         let line = Line::to(bridge).map_err(|error| format!("/media-stream: {error}"))?;
-        let reader = upgrade_as_twilio(&line).map_err(|error| format!("upgrade: {error}"))?;
-        let opening = opening_of_stream(call, &twiml);
+        let reader = upgrade_as_twilio(&line, url).map_err(|error| format!("upgrade: {error}"))?;
+        let opening = opening_of_stream(call);
         call.start_sent_ns.store(now_ns(), Relaxed);
         line.write(&opening).map_err(|error| format!("start: {error}"))?;
         self.listen_at_phone(call, line, reader.buffer())

@@ -5,7 +5,7 @@
 use std::io::{self, BufReader};
 use std::net::SocketAddr;
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::demo::backstage::random_uuid;
 use crate::demo::bench::call::Call;
@@ -13,7 +13,6 @@ use crate::demo::bench::line::Line;
 use crate::demo::bench::message::{TEXT, write_message};
 use crate::demo::http::{HttpAnswer, http_exchange, read_head};
 use crate::demo::twilio::{form_body, twilio_signature};
-use crate::demo::twiml::Twiml;
 use crate::demo::{ACCOUNT_SID, AUTH_TOKEN, PUBLIC_URL};
 
 pub(super) fn webhook(
@@ -37,14 +36,14 @@ pub(super) fn webhook(
 }
 
 /// The upgrade, and a reader that has not lost what came right behind it.
-pub(super) fn upgrade_as_twilio(line: &Line) -> io::Result<BufReader<Line>> {
-    let url = format!("{}/media-stream", PUBLIC_URL.replacen("http", "ws", 1));
+pub(super) fn upgrade_as_twilio(line: &Line, url: &str) -> io::Result<BufReader<Line>> {
+    let path = url.strip_prefix(&PUBLIC_URL.replacen("http", "ws", 1)).unwrap_or_default();
     let request = format!(
-        "GET /media-stream HTTP/1.1\r\nHost: bridge.example\r\nUser-Agent: Twilio.TmeWs/1.0\r\n\
+        "GET {path} HTTP/1.1\r\nHost: bridge.example\r\nUser-Agent: Twilio.TmeWs/1.0\r\n\
          Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
          Sec-WebSocket-Key: {}\r\nX-Twilio-Signature: {}\r\n\r\n",
         tungstenite::handshake::client::generate_key(),
-        twilio_signature(AUTH_TOKEN, &url, &[]),
+        twilio_signature(AUTH_TOKEN, url, &[]),
     );
     line.write(request.as_bytes())?;
     let mut reader = line.reader();
@@ -56,9 +55,7 @@ pub(super) fn upgrade_as_twilio(line: &Line) -> io::Result<BufReader<Line>> {
     }
 }
 
-pub(super) fn opening_of_stream(call: &Call, twiml: &Twiml) -> Vec<u8> {
-    let parameters: serde_json::Map<String, Value> =
-        twiml.parameters.iter().map(|(name, value)| (name.clone(), json!(value))).collect();
+pub(super) fn opening_of_stream(call: &Call) -> Vec<u8> {
     let start = json!({
         "event": "start",
         "sequenceNumber": "1",
@@ -68,7 +65,7 @@ pub(super) fn opening_of_stream(call: &Call, twiml: &Twiml) -> Vec<u8> {
             "callSid": call.sid,
             "tracks": ["inbound"],
             "mediaFormat": {"encoding": "audio/x-mulaw", "sampleRate": 8000, "channels": 1},
-            "customParameters": parameters,
+            "customParameters": {},
         },
         "streamSid": call.stream_sid,
     });

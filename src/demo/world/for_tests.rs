@@ -11,7 +11,6 @@ use std::sync::Mutex;
 use serde_json::Value;
 use socket2::{Domain, Socket, Type};
 
-use crate::demo::OUR_NUMBER;
 use crate::demo::backstage::lock;
 use crate::demo::http::HttpAnswer;
 use crate::demo::phone::Phone;
@@ -19,6 +18,7 @@ use crate::demo::rest::Order;
 use crate::demo::trouble::Trouble;
 use crate::demo::twilio::{Ringing, incoming_call_form, twilio_signature};
 use crate::demo::world::{World, WorldBuilder};
+use crate::demo::{OUR_NUMBER, PATIENCE};
 
 impl World {
     /// The person whom the bridge has rung picks up: Twilio posts to the `Url`
@@ -47,18 +47,21 @@ impl World {
         self.request("GET", path, &[], &[])
     }
 
-    /// Opens `/media-stream` with a good signature and sends nothing yet: for
-    /// tests that want to send something else than Twilio would.
+    /// A call that rings, and its media stream, on which nothing has been sent yet: for tests that
+    /// want to send something else than Twilio would.
     #[track_caller]
     pub fn open_socket(&self) -> Result<Phone, Trouble> {
-        let url = format!("{}/media-stream", self.public_url.replacen("http", "ws", 1));
-        let signature = twilio_signature(&self.auth_token, &url, &[]);
-        self.upgrade("/media-stream", Some(&signature))
+        let ringing = self.ring("anonymous")?;
+        // Whoever connects next shall not take this one's agent for theirs.
+        self.ultravox.next_call(PATIENCE)?;
+        let url = ringing.twiml.stream_url.as_deref().unwrap_or_default();
+        let signature = twilio_signature(&self.auth_token, url, &[]);
+        self.upgrade(&ringing.twiml.stream_path(), Some(&signature))
     }
 
-    /// `wss://…/media-stream`, as the TwiML should have it.
+    /// `wss://…/media-stream/`, before the token.
     pub fn stream_url(&self) -> String {
-        format!("{}/media-stream", self.public_url.replacen("http", "ws", 1))
+        format!("{}/media-stream/", self.public_url.replacen("http", "ws", 1))
     }
 
     /// The signature that Twilio would send with this form to this path.

@@ -4,30 +4,36 @@
 
 use std::io::{Read as _, Write as _};
 
-use crate::door::head::{HEAD_BYTES_MAX, find, read_head, wants_media_stream};
+use crate::door::head::{HEAD_BYTES_MAX, find, read_head, stream_token};
 use crate::testing::sockets;
 
 #[test]
 fn only_a_get_of_the_media_stream_goes_to_step_5() {
-    let yes = ["/media-stream", "/media-stream/", "/media-stream?x=1", "/media-stream/?x=1"];
-    for path in yes {
+    let yes = [
+        ("/media-stream/CA1/5d8e", "CA1/5d8e"),
+        ("/media-stream/CA1/5d8e/", "CA1/5d8e"),
+        ("/media-stream/CA1/5d8e?x=1/2", "CA1/5d8e"),
+        ("/media-stream/check", "check"),
+        ("/media-stream/", ""),
+        ("/media-stream/../health", "../health"),
+    ];
+    for (path, token) in yes {
         let head = format!("GET {path} HTTP/1.1\r\nHost: h\r\n\r\n");
-        assert!(wants_media_stream(head.as_bytes()), "{path}");
+        assert_eq!(stream_token(head.as_bytes()).as_deref(), Some(token), "{path}");
     }
     let no = [
         "GET /media-streams HTTP/1.1\r\n\r\n",
-        "GET /media-stream/x HTTP/1.1\r\n\r\n",
-        "GET /media-stream/../health HTTP/1.1\r\n\r\n",
+        "GET /media-stream HTTP/1.1\r\n\r\n",
         "GET /Media-Stream HTTP/1.1\r\n\r\n",
         "GET //media-stream HTTP/1.1\r\n\r\n",
         "GET /media-stream",
-        "GET /health?/media-stream HTTP/1.1\r\n\r\n",
-        "POST /media-stream HTTP/1.1\r\n\r\n",
-        "POST /incoming-call HTTP/1.1\r\n\r\nGET /media-stream HTTP/1.1\r\n\r\n",
+        "GET /health?/media-stream/CA1 HTTP/1.1\r\n\r\n",
+        "POST /media-stream/CA1/5d8e HTTP/1.1\r\n\r\n",
+        "POST /incoming-call HTTP/1.1\r\n\r\nGET /media-stream/CA1/5d8e HTTP/1.1\r\n\r\n",
         "",
     ];
     for head in no {
-        assert!(!wants_media_stream(head.as_bytes()), "{head}");
+        assert_eq!(stream_token(head.as_bytes()), None, "{head}");
     }
 }
 

@@ -19,9 +19,9 @@ fn a_head_goes_on_with_what_is_needed_and_nothing_else() {
              Content-Length: 4\r\n\r\na=\u{e9}\r\n\r\n",
         ),
         (
-            "GET HTTP://user@x:80/media-stream?a HTTP/1.1\r\nupgrade: h2c, WebSocket\r\n\
+            "GET HTTP://user@x:80/media-stream/x?a HTTP/1.1\r\nupgrade: h2c, WebSocket\r\n\
              Connection: keep-alive\r\nConnection: upgrade\r\nSec-WebSocket-Key: k\r\n\r\n",
-            "GET /media-stream?a HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+            "GET /media-stream/x?a HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
              Sec-WebSocket-Key: k\r\n\r\n",
         ),
         (

@@ -7,7 +7,6 @@
 //! own and build no JSON tree.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -21,7 +20,7 @@ use crate::toolbox::sound::SAMPLE_RATE_HZ;
 /// {"event":"connected","protocol":"Call","version":"1.0.0"}
 /// {"event":"start","sequenceNumber":"1","streamSid":"MZ…","start":{"accountSid":"AC…",
 ///  "streamSid":"MZ…","callSid":"CA…","tracks":["inbound"],"mediaFormat":{"encoding":
-///  "audio/x-mulaw","sampleRate":8000,"channels":1},"customParameters":{"token":"…"}}}
+///  "audio/x-mulaw","sampleRate":8000,"channels":1},"customParameters":{}}}
 /// {"event":"media","sequenceNumber":"2","streamSid":"MZ…","media":{"track":"inbound",
 ///  "chunk":"1","timestamp":"155","payload":"<base64>"}}
 /// {"event":"dtmf","sequenceNumber":"5","streamSid":"MZ…","dtmf":{"track":"inbound_track",
@@ -50,8 +49,6 @@ pub(crate) struct Start {
     pub(crate) stream_sid: String,
     pub(crate) call_sid: String,
     pub(crate) media_format: MediaFormat,
-    #[serde(default)]
-    pub(crate) custom_parameters: HashMap<String, String>,
 }
 
 #[derive(Debug, Default, Deserialize, PartialEq)]
@@ -96,11 +93,6 @@ impl Start {
     pub(crate) fn has_our_sound(&self) -> bool {
         let MediaFormat { encoding, sample_rate } = &self.media_format;
         encoding == "audio/x-mulaw" && *sample_rate == SAMPLE_RATE_HZ
-    }
-
-    /// The token that our `TwiML` has put in, or nothing.
-    pub(crate) fn token(&self) -> &str {
-        self.custom_parameters.get("token").map(String::as_str).unwrap_or_default()
     }
 }
 

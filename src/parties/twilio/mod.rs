@@ -29,6 +29,8 @@ pub(crate) const TWILIO_WEBHOOK: Duration = Duration::from_secs(15);
 
 /// Only in webhooks that Twilio signs by a Shared Key, in the place of the Auth Token.
 pub(crate) const SHARED_KEY: &str = "X-Twilio-Webhooks-Signature-Settings";
+/// In the address of a webhook: of which outgoing call it tells.
+pub(crate) const OUTGOING: &str = "outgoing";
 
 const _: () = assert!(REQUEST_WITHIN.as_secs() > TWILIO_WEBHOOK.as_secs());
 
@@ -54,6 +56,14 @@ impl Form {
             .find(|(key, _)| key == name)
             .map(|(_, value)| value.as_str())
             .unwrap_or_default()
+    }
+
+    /// What we have put into the address ourselves, and nothing else of what stands there: it comes
+    /// behind what Twilio says.
+    pub(crate) fn add_our_own(&mut self, url: &str) {
+        let query = url.split_once('?').map(|(_, query)| query).unwrap_or_default();
+        let fields = Form::parse(query.as_bytes()).0.into_iter();
+        self.0.extend(fields.filter(|(name, _)| name == OUTGOING));
     }
 
     /// What tells of the call, for the page. Among the rest there is a token of Twilio's.
@@ -121,9 +131,32 @@ pub(crate) fn url_with_and_without_port(url: &str) -> [String; 2] {
     [format!("{scheme}://{user}{host}{path}"), format!("{scheme}://{user}{host}:{port}{path}")]
 }
 
-/// A call's id becomes part of a file's name, so it is letters and digits and nothing else.
-pub(crate) fn is_sid(text: &str) -> bool {
-    (2..=64).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric())
+/// Two letters for what it names, and 32 hexadecimal digits. Not a character less or more: nothing
+/// separates names and values in what Twilio signs, so whoever has caught one signed webhook could
+/// push characters over to the next field, and would have a new call's id each time. A call's id
+/// becomes part of a file's name, too.
+pub(crate) fn is_sid(kind: &str, text: &str) -> bool {
+    text.strip_prefix(kind)
+        .is_some_and(|id| id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit()))
+}
+
+/// Who is calling, as a word where the number is withheld. Some networks have no other way to say
+/// that than the word on a telephone's keypad: `+266696687` is nobody's number.
+pub(crate) fn caller(from: &str) -> &str {
+    const WORDS: [&str; 6] =
+        ["anonymous", "restricted", "unavailable", "unknown", "blocked", "private"];
+    let digits = from.strip_prefix('+').unwrap_or_default();
+    WORDS.into_iter().find(|word| on_keypad(word) == digits).unwrap_or(from)
+}
+
+fn on_keypad(word: &str) -> String {
+    // From `a` to `z`.
+    const DIGITS: &[u8; 26] = b"22233344455566677778889999";
+    let at = |letter: u8| usize::from(letter.wrapping_sub(b'a'));
+    word.bytes()
+        .filter_map(|letter| DIGITS.get(at(letter)))
+        .map(|&digit| char::from(digit))
+        .collect()
 }
 
 /// The last word on a call, as Twilio spells it (one l in "canceled").

@@ -11,6 +11,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::{Value, json};
 
 use crate::door::reply::Reply;
+use crate::parties::twilio::OUTGOING;
 use crate::setup::settings::Config;
 use crate::toolbox::failure::Party;
 use crate::toolbox::http::{Ask, Http};
@@ -63,8 +64,8 @@ pub(crate) fn ring(http: &Http, config: &Config, number: &str, id: &str) -> Resu
 
 fn form(config: &Config, number: &str, from: &str, id: &str) -> String {
     let public = &config.public_url;
-    let webhook = format!("{public}/incoming-call?outgoing={id}");
-    let status = format!("{public}/call-status");
+    let webhook = format!("{public}/incoming-call?{OUTGOING}={id}");
+    let status = format!("{public}/call-status?{OUTGOING}={id}");
     let limit = config.max_call.as_secs().to_string();
     // With a message to leave, the machine's greeting must be over first.
     let leaves_message = config.answering_machine_message.is_some();

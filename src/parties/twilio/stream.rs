@@ -28,6 +28,7 @@ use tungstenite::http::HeaderValue;
 use tungstenite::protocol::frame::coding::CloseCode;
 use tungstenite::protocol::{Message, Role};
 
+use crate::door::head::stream_token;
 use crate::parties::twilio::messages::{FromTwilio, Start};
 use crate::parties::twilio::turn::Turn;
 use crate::parties::twilio::twiml::stream_url;
@@ -35,12 +36,15 @@ use crate::parties::twilio::{Form, SHARED_KEY, signature_is_valid, why_invalid};
 use crate::records::journal::WIRE_CHARS_MAX;
 use crate::records::tap::{Exhibit, Tap, hidden};
 use crate::setup::settings::Config;
+use crate::toolbox::log::log;
 use crate::toolbox::metrics;
 use crate::toolbox::socket::{Received, Socket, SocketEnd, shut};
 use crate::toolbox::sound::{FRAME_BYTES, SAMPLE_BYTES, SAMPLE_RATE_HZ, is_loud, playing_time};
 use crate::toolbox::text::cut;
 use crate::toolbox::threads::lock;
 
+/// In the place of a token, from `callbridge check`.
+pub(crate) const CHECK: &str = "check";
 /// From the upgrade to `start`. Then the stream is closed with 1008.
 const START_WITHIN: Duration = Duration::from_secs(10);
 /// Mu-law bytes in one message to Twilio: a second of sound.
@@ -73,7 +77,7 @@ pub(crate) fn accept(
         && let Some(signature) = request.headers().get("X-Twilio-Signature")
     {
         let signature = signature.to_str().unwrap_or_default();
-        let url = stream_url(&config.public_url);
+        let url = stream_url(&config.public_url, &stream_token(&head).unwrap_or_default());
         let nothing = Form(Vec::new());
         let is_signed = |url: &str| signature_is_valid(token, url, &nothing, signature);
         if !is_signed(&url) && !is_signed(&format!("{url}/")) {
@@ -90,8 +94,28 @@ pub(crate) fn accept(
     Ok(Socket::new(Arc::clone(socket), None, early, Role::Server))
 }
 
-/// The message and its text. None: the other side said goodbye before it began, as `callbridge
-/// check` does.
+/// `callbridge check` asks whether the audio socket opens. It does, and closes at once: whoever
+/// else asks for this gets no more of it. False: it is a token, or nothing.
+pub(crate) fn opens_for_check(
+    token: &str,
+    socket: &Arc<TcpStream>,
+    head: Vec<u8>,
+    config: &Config,
+) -> bool {
+    if token != CHECK {
+        return false;
+    }
+    match accept(socket, head, config) {
+        Ok(socket) => {
+            socket.close(CloseCode::Normal, "it opens");
+            socket.await_close();
+        }
+        Err(why) => log!(Warn, "/media-stream was refused to callbridge check: {why}"),
+    }
+    true
+}
+
+/// The message and its text. None: the other side said goodbye before it began.
 pub(crate) fn await_start(socket: &Socket) -> Result<Option<(Start, Utf8Bytes)>, String> {
     let deadline = Instant::now() + START_WITHIN;
     loop {

@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
-use crate::parties::twilio::{Form, is_sid, signature_is_valid, url_with_and_without_port};
+use crate::parties::twilio::{Form, caller, is_sid, signature_is_valid, url_with_and_without_port};
 use crate::toolbox::failure::Secret;
 
 /// Twilio's own example, in the tests of all its libraries.
@@ -335,13 +335,43 @@ fn a_form_is_decoded_whatever_is_in_it() {
 }
 
 #[test]
-fn a_call_id_is_letters_and_digits() {
-    for good in ["CA1234567890abcdef1234567890abcdef", "CA", "x9", &"a".repeat(64)] {
-        assert!(is_sid(good), "{good}");
+fn a_call_id_has_twilios_shape_and_not_a_character_more_or_less() {
+    let digits = "1234567890abcdefABCDEF1234567890";
+    assert!(is_sid("CA", &format!("CA{digits}")) && is_sid("PN", &format!("PN{digits}")));
+    for bad in ["", "CA", "CA1", digits, "../../etc/passwd", &"a".repeat(34)] {
+        assert!(!is_sid("CA", bad), "{bad:?}");
     }
-    let long = "a".repeat(65);
-    for bad in ["", "C", "../../etc/passwd", "CA/1", "CA.1", "CA 1", "CA-1", "CÄ1", "CA\0", &long]
+    let cut = &digits[1..];
+    for bad in [
+        format!("CA{digits}0"),
+        format!("CA{cut}"),
+        format!("ca{digits}"),
+        format!("PN{digits}"),
+        format!("CA{cut}g"),
+        format!("CA{cut}/"),
+        format!("CA+{cut}"),
+        format!(" CA{digits}"),
+        format!("CA{}ä", &digits[2..]),
+    ] {
+        assert!(!is_sid("CA", &bad), "{bad:?}");
+    }
+}
+
+#[test]
+fn a_withheld_number_is_a_word_however_it_is_written() {
+    for (number, word) in [
+        ("+266696687", "anonymous"),
+        ("+7378742833", "restricted"),
+        ("+86282452253", "unavailable"),
+        ("+8656696", "unknown"),
+        ("+2562533", "blocked"),
+        ("+7748283", "private"),
+    ] {
+        assert_eq!(caller(number), word);
+    }
+    for as_it_is in
+        ["", "anonymous", "266696687", "+2666966870", "+17378742833", "+4930123456", "client:anna"]
     {
-        assert!(!is_sid(bad), "{bad:?}");
+        assert_eq!(caller(as_it_is), as_it_is);
     }
 }

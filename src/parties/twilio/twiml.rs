@@ -11,41 +11,34 @@
 use std::time::Duration;
 
 use crate::records::delivery::TRANSFER_MAX;
+use crate::setup::agent::Agent;
 
 /// How long a person's phone rings when a caller is put through.
-const TRANSFER_RINGS: Duration = Duration::from_secs(25);
+pub(crate) const TRANSFER_RINGS: Duration = Duration::from_secs(25);
 
 /// Connects the call to our Media Stream. When the stream ends, Twilio asks `/stream-ended` what
-/// comes next; `<Hangup/>` stands behind it in case that fails. `<Parameter>` allows 500
-/// characters; the token takes 37.
+/// comes next; `<Hangup/>` stands behind it in case that fails.
 ///
 /// The `action` carries Twilio's connection overrides behind the `#`: five more tries when nobody
 /// accepts or a proxy reports a failure, which bridges our restart of a second or two.
 pub(crate) fn connect_stream(public_url: &str, token: &str) -> String {
     let action = format!("{public_url}/stream-ended#rc=5&rp=ct,5xx&ct=2000&tt=15000");
     response(&format!(
-        "<Connect action=\"{}\"><Stream url=\"{}\">\
-         <Parameter name=\"token\" value=\"{}\"/></Stream></Connect><Hangup/>",
+        "<Connect action=\"{}\"><Stream url=\"{}\"/></Connect><Hangup/>",
         xml_escape(&action),
-        xml_escape(&stream_url(public_url)),
-        xml_escape(token)
+        xml_escape(&stream_url(public_url, token))
     ))
 }
 
-/// Rings the person. Twilio tells `/stream-ended` how that went.
+/// Rings the person.
 pub(crate) fn transfer(public_url: &str, number: &str) -> String {
-    response(&format!(
-        "<Dial action=\"{}\" timeout=\"{}\" timeLimit=\"{}\">{}</Dial>",
-        xml_escape(&format!("{public_url}/stream-ended")),
-        TRANSFER_RINGS.as_secs(),
-        TRANSFER_MAX.as_secs(),
-        xml_escape(number)
-    ))
+    response(&dial(public_url, number))
 }
 
-/// Says the sentence, then rings the person, and the call ends with theirs.
-pub(crate) fn say_and_dial(language: &str, sentence: &str, number: &str) -> String {
-    response(&format!("{}<Dial>{}</Dial>", say(language, sentence), xml_escape(number)))
+/// Says that the caller is put through, then rings the person.
+pub(crate) fn say_and_dial(public_url: &str, agent: &Agent, number: &str) -> String {
+    let sentence = say(&agent.language, &agent.phrases.putting_through);
+    response(&format!("{sentence}{}", dial(public_url, number)))
 }
 
 pub(crate) fn say_and_hang_up(language: &str, sentence: &str) -> String {
@@ -56,9 +49,21 @@ pub(crate) fn hang_up() -> String {
     response("<Hangup/>")
 }
 
-/// The Media Stream's address: a path and no query, which Twilio forbids here.
-pub(crate) fn stream_url(public_url: &str) -> String {
-    format!("{}/media-stream", public_url.replacen("http", "ws", 1))
+/// The Media Stream's address. The token stands in its path, so that the door knows at once whose
+/// stream it is: Twilio forbids a query here, and a `<Parameter>` comes only with the `start`.
+pub(crate) fn stream_url(public_url: &str, token: &str) -> String {
+    format!("{}/media-stream/{token}", public_url.replacen("http", "ws", 1))
+}
+
+/// Twilio tells `/stream-ended` how that went.
+fn dial(public_url: &str, number: &str) -> String {
+    format!(
+        "<Dial action=\"{}\" timeout=\"{}\" timeLimit=\"{}\">{}</Dial>",
+        xml_escape(&format!("{public_url}/stream-ended")),
+        TRANSFER_RINGS.as_secs(),
+        TRANSFER_MAX.as_secs(),
+        xml_escape(number)
+    )
 }
 
 fn say(language: &str, text: &str) -> String {

@@ -2,9 +2,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
-use crate::parties::ultravox::body::selected_tools;
+use crate::parties::ultravox::body::{NewCall, Opening, call_body, selected_tools};
 use crate::parties::ultravox::{host_only, read_agent_call, refusal};
 use crate::testing::{full_agent, full_settings};
 
@@ -84,4 +86,27 @@ fn of_an_address_only_the_host_is_shown() {
     );
     assert_eq!(host_only("wss://user:s3cret@voice.example?key=s3cret"), "wss://voice.example/***");
     assert_eq!(host_only("s3cret"), "://s3cret/***");
+}
+
+/// Each of these ends an agent that nobody talks to any more. Without it, it is billed on.
+#[test]
+fn an_agent_that_nobody_needs_ends_by_itself() {
+    let (config, agent) = (full_settings(), full_agent());
+    let opening = Opening::Greet("Hello.".into());
+    let new = NewCall {
+        stage: json!({"systemPrompt": "You are Sara."}),
+        opening: &opening,
+        lasts: Duration::from_mins(30),
+        sid: "CA1",
+    };
+    let body = call_body(&config, &agent, new);
+    assert_eq!(body["medium"]["serverWebSocket"]["mediaIdleTimeout"], "30s");
+    assert_eq!((&body["joinTimeout"], &body["maxDuration"]), (&json!("15s"), &json!("1800s")));
+    assert_eq!(body["timeExceededMessage"], agent.phrases.time_is_up);
+    let silent = [
+        json!({"duration": "30s", "message": agent.phrases.still_there}),
+        json!({"duration": "15s", "message": agent.phrases.silence_goodbye,
+            "endBehavior": "END_BEHAVIOR_HANG_UP_SOFT"}),
+    ];
+    assert_eq!(body["inactivityMessages"], json!(silent));
 }

@@ -31,7 +31,8 @@ fn two_settings_are_enough() {
     assert_eq!(config.keep, Duration::from_hours(30 * 24));
     assert_eq!(config.ultravox_model, "ultravox-v0.7");
     assert_eq!(config.ultravox_api_url, "https://api.ultravox.ai");
-    assert_eq!(config.max_calls, 50);
+    assert_eq!((config.max_calls, config.withheld_calls_max), (50, 25));
+    assert_eq!(config.calls_per_number_per_hour, 20);
     assert_eq!(config.max_call, Duration::from_mins(30));
     assert_eq!((config.log_level, config.log_format), (Level::Info, LogFormat::Text));
     assert!(config.n8n_webhook_url.is_none());
