@@ -161,7 +161,7 @@ fn no_answer(party: Party, error: ureq::Error, within: Duration) -> Failure {
             let ms = (within.as_millis() + 5) / 10 * 10;
             Failure::new(party, format!("no answer within {ms} ms"))
         }
-        Error::HostNotFound => Failure::new(party, "its host name is not known")
+        Error::HostNotFound => Failure::new(party, "its name does not resolve")
             .advise("check the address")
             .certainly_not_done(),
         // Nobody else uses this variant.

@@ -148,7 +148,7 @@ fn it_listens_on_this_machine_alone() -> Outcome {
 fn with_a_public_address_nothing_is_open() -> Outcome {
     let world =
         builder().setting("PUBLIC_URL", "https://bridge.example").setting("BIND", "127.0.0.1");
-    let world = world.setting("API_TOKEN", "0123456789abcdef-owner").start()?;
+    let world = world.setting("API_TOKEN", "mosaic-lantern-27-owner").start()?;
     assert_eq!(ask(&world, "GET", "/", &[])?, 401);
     assert_eq!(ask(&world, "POST", "/browser-call", &[])?, 401);
     Ok(())

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::demo::{AgentCall, PATIENCE, Trouble, World};
 use crate::{CALLER, Outcome, connect};
 
-const TOKEN: &str = "0123456789abcdef-api";
+const TOKEN: &str = "mosaic-lantern-27-api";
 
 /// Two stages, so that a call in progress has one before it.
 fn agent() -> serde_json::Result<Value> {

@@ -11,7 +11,7 @@ use crate::demo::{
 };
 use crate::{CALLER, Call, Outcome, connect, greeting_of};
 
-const TOKEN: &str = "0123456789abcdef-api";
+const TOKEN: &str = "mosaic-lantern-27-api";
 /// Somebody whom the owner may ring.
 const PERSON: &str = "+4930777888";
 /// Whom callers are put through to.

@@ -14,7 +14,7 @@ use crate::demo::{PATIENCE, Reply, Trouble, World, pcm_of, voice};
 use crate::{CALLER, Call, Outcome, connect};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_callbridge");
-const TOKEN: &str = "0123456789abcdef-owner";
+const TOKEN: &str = "mosaic-lantern-27-owner";
 
 /// In that directory, without a setting and without a terminal.
 fn run(words: &[&str], place: &Path) -> std::io::Result<Output> {
