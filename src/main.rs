@@ -65,7 +65,7 @@
 //! ------------------- below this line nobody names `Bridge` or `Call`
 //! parties/      twilio, ultravox, n8n
 //! records/      delivery, ended_by, event, journal, outbox, past, tap, transcript, writer
-//! setup/        settings, values, agent, agent_files, start_lines, stop
+//! setup/        settings, values, dot_env, agent, agent_files, start_lines, stop
 //! door/         head, health, inner, lobby, reply, request
 //! toolbox/      socket, dial, sound, http, log, metrics, failure, text, random, threads, time,
 //!               waiting

@@ -323,6 +323,23 @@ fn mistakes_in_settings_are_all_named_and_the_rest_is_looked_at() -> Outcome {
     Ok(())
 }
 
+/// What a person would look for in vain: a value that was replaced, a line, a setting that wins.
+#[test]
+fn slips_in_the_file_of_settings_have_their_line() -> Outcome {
+    let house = House::new()?;
+    let env = house.world.home().join(".env");
+    fs::write(&env, "# mine\nN8N_HMAC_SECRET=correct$horse\nhush hush\nDATA_DIR=elsewhere\n")?;
+    let report = house.look(&[])?;
+    let cure = "it must be written as N8N_HMAC_SECRET='…'";
+    let what = "N8N_HMAC_SECRET in line 2 of .env has a $ outside single quotes";
+    report.names("wrong", "settings", "N8N_HMAC_SECRET", what, cure);
+    report.names("wrong", "settings", ".env", "line 3 is not NAME=value", "in quotes");
+    let what = "from the environment, although .env has another value: DATA_DIR, N8N_HMAC_SECRET";
+    report.names("ok", "settings", "sources", what, "");
+    assert!(!report.text.contains("horse") && !report.text.contains("hush"), "{}", report.text);
+    Ok(())
+}
+
 #[test]
 fn mistakes_in_agent_files_come_with_file_and_place() -> Outcome {
     let house = House::new()?;

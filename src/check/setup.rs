@@ -13,7 +13,7 @@ use super::report::{Finding, Topic};
 use super::tunnel::public_url;
 use crate::Bridge;
 use crate::setup::agent::Agent;
-use crate::setup::settings::{Config, settings_in_force};
+use crate::setup::settings::{Config, set_twice, settings_in_force};
 use crate::setup::stop::Stop;
 use crate::toolbox::http::trusted_roots;
 use crate::toolbox::text::counted;
@@ -64,6 +64,7 @@ impl Setup {
         if findings.is_empty() {
             findings.push(Topic::new("settings", "settings").ok("complete and well-formed"));
         }
+        findings.extend(two_sources());
         findings.extend(local_mode(&config));
         findings.extend(long_calls(&config));
         let (agent, agent_is_right) = look_at_agent(&mut config, &mut findings)?;
@@ -91,6 +92,18 @@ fn take_off_endpoint(url: &mut String) -> Option<String> {
     );
     *url = meant;
     Some(complaint)
+}
+
+/// What stands in `.env` and does not count is a surprise.
+fn two_sources() -> Option<Finding> {
+    let twice = set_twice();
+    (!twice.is_empty()).then(|| {
+        let names = twice.join(", ");
+        Topic::new("settings", "sources").ok(format!(
+            "from the environment, although .env has another value: {names}; the rest from where \
+             it is set"
+        ))
+    })
 }
 
 /// Without an address only the live page's phone can call, which is enough for whoever has no

@@ -6,6 +6,7 @@
 
 pub(crate) mod agent;
 mod agent_files;
+mod dot_env;
 pub(crate) mod settings;
 pub(crate) mod start_lines;
 pub(crate) mod stop;

@@ -6,15 +6,15 @@
 //! line in `Config::understand`; how a text becomes a value is `values`.
 
 use std::collections::HashMap;
-use std::io;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::json;
 
+use crate::setup::dot_env::{self, DOT_ENV};
 use crate::setup::values::Settings;
 use crate::toolbox::failure::Secret;
 use crate::toolbox::log::{Level, LogFormat};
@@ -175,23 +175,7 @@ impl Config {
 
 /// The environment first, then `.env`. With it, what could not be read.
 pub(crate) fn settings_in_force() -> (HashMap<String, String>, Vec<String>) {
-    let mut values: HashMap<String, String> = HashMap::new();
-    let mut complaints = Vec::new();
-    match dotenvy::from_path_iter(".env") {
-        Ok(lines) => {
-            for line in lines {
-                match line {
-                    Ok((name, value)) => drop(values.insert(name, value)),
-                    // The error quotes the line, which may hold a secret; its name may not.
-                    Err(_) => complaints.push(
-                        ".env  has a line that is not NAME=value (with spaces: in quotes)".into(),
-                    ),
-                }
-            }
-        }
-        Err(dotenvy::Error::Io(error)) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => complaints.push(format!(".env cannot be read: {error}")),
-    }
+    let (mut values, mut complaints) = dot_env::read(Path::new(DOT_ENV));
     for name in SETTINGS {
         match std::env::var(name) {
             Ok(value) => drop(values.insert(name.to_owned(), value)),
@@ -202,6 +186,16 @@ pub(crate) fn settings_in_force() -> (HashMap<String, String>, Vec<String>) {
         }
     }
     (values, complaints)
+}
+
+/// Names that are set differently in the environment, which wins, and in `.env`.
+pub(crate) fn set_twice() -> Vec<&'static str> {
+    let (values, _) = dot_env::read(Path::new(DOT_ENV));
+    let differs = |name: &&str| {
+        let outside = std::env::var(name);
+        outside.is_ok_and(|outside| values.get(*name).is_some_and(|inside| *inside != outside))
+    };
+    SETTINGS.into_iter().filter(differs).collect()
 }
 
 impl Config {
