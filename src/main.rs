@@ -302,7 +302,7 @@ fn run(bridge: &'static Bridge, listener: TcpListener) -> io::Result<()> {
     let signals = Signals::new([SIGTERM, SIGINT])?;
     introduce(&bridge.config, &bridge.agent, address);
     keep_ready(bridge)?;
-    door::open(listener, bridge, bridge.config.max_calls)?;
+    door::open(listener, bridge, bridge.config.max_calls.get())?;
     // Thousands of journals take a while to read. Neither a caller nor a signal waits for them.
     spawn("journals".into(), move || {
         let file = |delivery: &mut Delivery| file_transcript(bridge, delivery);
@@ -445,7 +445,7 @@ fn take_call(bridge: &'static Bridge, incoming: &IncomingCall) -> Answer {
         // waits for the first one's answer.
         Admission::Known(call) => return call.await_answer(),
         Admission::None => {
-            log!(Sid { sid }, Warn, Ring, "all {} lines are busy", bridge.config.max_calls);
+            log!(Sid { sid }, Warn, Ring, "all {} lines are busy", bridge.config.max_calls.get());
             refused("busy");
             return cannot_serve(bridge, &phrases.busy);
         }

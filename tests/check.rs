@@ -310,7 +310,7 @@ fn mistakes_in_settings_are_all_named_and_the_rest_is_looked_at() -> Outcome {
 
     fs::write(house.world.home().join(".env"), format!("API_TOKEN={API_TOKEN}\nsome words\n"))?;
     let report = house.look(&[])?;
-    report.blames("settings", ".env", "a line that is not NAME=value", "in quotes");
+    report.blames("settings", ".env", "line 2 is not NAME=value", "in quotes");
     fs::remove_file(house.world.home().join(".env"))?;
     // A link to itself cannot be read, not even by root.
     std::os::unix::fs::symlink(".env", house.world.home().join(".env"))?;
@@ -432,6 +432,14 @@ fn what_is_wrong_at_ultravox() -> Outcome {
         "100 calls at once, but MAX_CALLS is 500",
         "MAX_CALLS=100",
     );
+
+    // Who has not set it is not told of a figure of ours.
+    let mut small = account();
+    small["allowedConcurrentCalls"] = json!(5);
+    ultravox.set_answer("/api/accounts/me", Reply::json(200, &small));
+    let report = house.look(&[])?;
+    report.names("ok", "Ultravox", "calls", "the plan allows 5 calls at once", "");
+    ultravox.set_answer("/api/accounts/me", Reply::json(200, &account()));
 
     let gone = format!("http://127.0.0.1:{}", closed_port());
     let report = house.look(&[("ULTRAVOX_API_URL", &gone)])?;

@@ -56,7 +56,7 @@ impl Calls {
             return Admission::Known(Arc::clone(call));
         }
         let call = new_call();
-        if list.live.len() >= call.bridge.config.max_calls {
+        if list.live.len() >= call.bridge.config.max_calls.get() {
             return Admission::None;
         }
         let call = Arc::new(call);

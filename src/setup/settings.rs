@@ -15,7 +15,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::json;
 
 use crate::setup::dot_env::{self, DOT_ENV};
-use crate::setup::values::Settings;
+use crate::setup::values::{MaxCalls, Settings};
 use crate::toolbox::failure::Secret;
 use crate::toolbox::log::{Level, LogFormat};
 
@@ -83,7 +83,7 @@ pub(crate) struct Config {
     pub(crate) n8n_hmac_secret: Option<Secret>,
     pub(crate) n8n_auth_header: Option<(String, Secret)>,
     pub(crate) fallback_number: Option<String>,
-    pub(crate) max_calls: usize,
+    pub(crate) max_calls: MaxCalls,
     pub(crate) max_call: Duration,
     pub(crate) calls_per_number_per_hour: usize,
     pub(crate) drain: Duration,
@@ -143,7 +143,7 @@ impl Config {
             n8n_hmac_secret: settings.text("N8N_HMAC_SECRET").map(Secret),
             n8n_auth_header: settings.header("N8N_AUTH_HEADER"),
             fallback_number: settings.phone_number("FALLBACK_NUMBER"),
-            max_calls: settings.number("MAX_CALLS", 50, 1, 10_000),
+            max_calls: settings.max_calls(),
             max_call: Duration::from_secs(settings.number("MAX_CALL_SECONDS", 1_800, 10, 14_400)),
             calls_per_number_per_hour: settings.number("CALLS_PER_NUMBER_PER_HOUR", 20, 1, 100_000),
             drain: Duration::from_secs(settings.number("DRAIN_SECONDS", 300, 0, 14_400)),
