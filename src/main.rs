@@ -68,7 +68,7 @@
 //! ------------------- below this line nobody names `Bridge` or `Call`
 //! parties/      twilio, ultravox, n8n, standing
 //! records/      delivery, ended_by, event, journal, outbox, past, tally, tap, transcript, writer
-//! setup/        settings, values, agent, agent_files, agent_in_force, start_lines, stop
+//! setup/        settings, values, dot_env, agent, agent_files, agent_in_force, start_lines, stop
 //! door/         head, health, inner, lobby, reply, request
 //! toolbox/      socket, dial, sound, http, log, metrics, failure, text, random, threads, time,
 //!               waiting
@@ -305,7 +305,7 @@ fn run(bridge: &'static Bridge, listener: TcpListener) -> io::Result<()> {
     let signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
     introduce(&bridge.config, &bridge.agent.get(), address);
     keep_ready(bridge)?;
-    door::open(listener, bridge, bridge.config.max_calls)?;
+    door::open(listener, bridge, bridge.config.max_calls.get())?;
     // Thousands of journals take a while to read. Neither a caller nor a signal waits for them.
     spawn("journals".into(), move || {
         let file = |delivery: &mut Delivery| file_transcript(bridge, delivery);

@@ -33,6 +33,19 @@ fn plan(calls: usize, tls: bool) -> Plan {
     }
 }
 
+/// `script` (util-linux) pretends to be a terminal; `tests/check.rs` sees to it that CI has it.
+#[test]
+fn a_terminal_shows_that_it_is_still_measuring() -> Outcome {
+    if Command::new("script").arg("--version").output().is_err() {
+        return Ok(());
+    }
+    let demo = format!("{PROGRAM} demo --calls 1 --seconds 3 --churn");
+    let output = Command::new("script").args(["-qec", &demo, "/dev/null"]).output()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(text.contains("measuring: 2 s of about 5 s"), "{text}");
+    Ok(())
+}
+
 #[test]
 fn every_frame_of_every_call_arrives_as_it_was_sent() -> Outcome {
     for tls in [true, false] {

@@ -316,7 +316,7 @@ fn mistakes_in_settings_are_all_named_and_the_rest_is_looked_at() -> Outcome {
 
     fs::write(house.world.home().join(".env"), format!("API_TOKEN={API_TOKEN}\nsome words\n"))?;
     let report = house.look(&[])?;
-    report.blames("settings", ".env", "a line that is not NAME=value", "in quotes");
+    report.blames("settings", ".env", "line 2 is not NAME=value", "in quotes");
     fs::remove_file(house.world.home().join(".env"))?;
     // A link to itself cannot be read, not even by root.
     std::os::unix::fs::symlink(".env", house.world.home().join(".env"))?;
@@ -326,6 +326,23 @@ fn mistakes_in_settings_are_all_named_and_the_rest_is_looked_at() -> Outcome {
 
     let report = house.look(&[("SSL_CERT_FILE", "/nowhere/at.all")])?;
     report.names("wrong", "settings", "SSL_CERT_FILE", "/nowhere/at.all", "SSL_CERT_FILE");
+    Ok(())
+}
+
+/// What a person would look for in vain: a value that was replaced, a line, a setting that wins.
+#[test]
+fn slips_in_the_file_of_settings_have_their_line() -> Outcome {
+    let house = House::new()?;
+    let env = house.world.home().join(".env");
+    fs::write(&env, "# mine\nN8N_HMAC_SECRET=correct$horse\nhush hush\nDATA_DIR=elsewhere\n")?;
+    let report = house.look(&[])?;
+    let cure = "it must be written as N8N_HMAC_SECRET='…'";
+    let what = "N8N_HMAC_SECRET in line 2 of .env has a $ outside single quotes";
+    report.names("wrong", "settings", "N8N_HMAC_SECRET", what, cure);
+    report.names("wrong", "settings", ".env", "line 3 is not NAME=value", "in quotes");
+    let what = "from the environment, although .env has another value: DATA_DIR, N8N_HMAC_SECRET";
+    report.names("ok", "settings", "sources", what, "");
+    assert!(!report.text.contains("horse") && !report.text.contains("hush"), "{}", report.text);
     Ok(())
 }
 
@@ -421,6 +438,14 @@ fn what_is_wrong_at_ultravox() -> Outcome {
         "100 calls at once, but MAX_CALLS is 500",
         "MAX_CALLS=100",
     );
+
+    // Who has not set it is not told of a figure of ours.
+    let mut small = account();
+    small["allowedConcurrentCalls"] = json!(5);
+    ultravox.set_answer("/api/accounts/me", Reply::json(200, &small));
+    let report = house.look(&[])?;
+    report.names("ok", "Ultravox", "calls", "the plan allows 5 calls at once", "");
+    ultravox.set_answer("/api/accounts/me", Reply::json(200, &account()));
 
     let gone = format!("http://127.0.0.1:{}", closed_port());
     let report = house.look(&[("ULTRAVOX_API_URL", &gone)])?;

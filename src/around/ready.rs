@@ -67,7 +67,7 @@ pub(crate) fn keep_ready(bridge: &'static Bridge) -> io::Result<()> {
 
 /// For a load balancer, or whoever watches: would the next caller be served? The log says why not.
 pub(crate) fn ready(bridge: &Bridge) -> Reply {
-    let is_full = bridge.calls.all().len() >= bridge.config.max_calls;
+    let is_full = bridge.calls.all().len() >= bridge.config.max_calls.get();
     let is_leaving = !bridge.takes_calls();
     if is_full || is_leaving || !bridge.readiness.is_ready() {
         return Reply::text(503, "not ready");

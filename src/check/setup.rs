@@ -14,7 +14,7 @@ use crate::Bridge;
 use crate::parties::ultravox::body::LONGEST_CALL;
 use crate::setup::agent::Agent;
 use crate::setup::agent_in_force::AgentInForce;
-use crate::setup::settings::{Config, settings_in_force};
+use crate::setup::settings::{Config, set_twice, settings_in_force};
 use crate::setup::stop::Stop;
 use crate::toolbox::http::trusted_roots;
 use crate::toolbox::text::counted;
@@ -63,6 +63,7 @@ impl Setup {
         if findings.is_empty() {
             findings.push(Topic::new("settings", "settings").ok("complete and well-formed"));
         }
+        findings.extend(two_sources());
         findings.extend(local_mode(&config));
         findings.extend(long_calls(&config));
         let (agent, agent_is_right) = look_at_agent(&mut config, &mut findings)?;
@@ -90,6 +91,18 @@ fn take_off_endpoint(url: &mut String) -> Option<String> {
     );
     *url = meant;
     Some(complaint)
+}
+
+/// What stands in `.env` and does not count is a surprise.
+fn two_sources() -> Option<Finding> {
+    let twice = set_twice();
+    (!twice.is_empty()).then(|| {
+        let names = twice.join(", ");
+        Topic::new("settings", "sources").ok(format!(
+            "from the environment, although .env has another value: {names}; the rest from where \
+             it is set"
+        ))
+    })
 }
 
 /// Without an address only the live page's phone can call, which is enough for whoever has no

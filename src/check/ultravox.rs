@@ -68,8 +68,9 @@ fn judge_account(config: &Config, account: &Value) -> Vec<Finding> {
     let mut findings = vec![ACCOUNT.ok(format!("the key works ({name})"))];
     if let Some(most) = account["allowedConcurrentCalls"].as_u64() {
         let what = format!("the plan allows {most} calls at once");
-        findings.push(if usize::try_from(most).is_ok_and(|most| most < config.max_calls) {
-            let what = format!("{what}, but MAX_CALLS is {}", config.max_calls);
+        let is_less = usize::try_from(most).is_ok_and(|most| most < config.max_calls.get());
+        findings.push(if config.max_calls.is_set() && is_less {
+            let what = format!("{what}, but MAX_CALLS is {}", config.max_calls.get());
             let cure =
                 format!("set MAX_CALLS={most}: the next caller then hears that all lines are busy");
             CALLS.warning(what, cure)

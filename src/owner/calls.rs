@@ -104,7 +104,7 @@ pub(crate) fn call_list(bridge: &'static Bridge, request: &tiny_http::Request) -
         "started": by_the_calendar(bridge.began),
         "version": env!("CARGO_PKG_VERSION"),
         "publicUrl": bridge.config.public_url,
-        "maxCalls": bridge.config.max_calls,
+        "maxCalls": bridge.config.max_calls.get(),
         "draining": !bridge.takes_calls(),
         "outbox": {
             "waiting": bridge.outbox.waiting(),

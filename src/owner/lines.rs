@@ -100,8 +100,8 @@ impl Calls {
         }
         let call = new_call();
         let config = &call.bridge.config;
-        if list.live.len() >= config.max_calls {
-            let why = format!("all {} lines are busy", config.max_calls);
+        if list.live.len() >= config.max_calls.get() {
+            let why = format!("all {} lines are busy", config.max_calls.get());
             return Admission::None(NoLine { reason: NoLine::BUSY, why });
         }
         if let Err(none) = may(&mut list, config) {
@@ -118,7 +118,7 @@ impl Calls {
         let number = config.fallback_number.as_ref()?;
         let with_person = &mut lock(&self.list).with_person;
         with_person.retain(|_, until| Instant::now() < *until);
-        let may = with_person.len() < config.max_calls || with_person.contains_key(sid);
+        let may = with_person.len() < config.max_calls.get() || with_person.contains_key(sid);
         may.then(|| {
             with_person.insert(sid.to_owned(), Instant::now() + TRANSFER_RINGS + TRANSFER_MAX);
             number.clone()
@@ -181,7 +181,7 @@ impl CallList {
         let calls_us = |call: &&Arc<Call>| call.direction == Direction::In;
         let lines = self.live.values().filter(calls_us).filter(is_theirs).count();
         if !has_number {
-            let most = config.withheld_calls_max;
+            let most = config.withheld_calls();
             let why = || format!("all {most} lines for callers without a number are busy");
             return if lines < most {
                 Ok(())

@@ -19,7 +19,7 @@ use crate::toolbox::metrics::{
 pub(crate) fn metrics(bridge: &'static Bridge, _: &tiny_http::Request) -> Reply {
     begin(&bridge.agent.get());
     CALLS_IN_PROGRESS.of(&[]).set(bridge.calls.all().len());
-    CALLS_MAX.of(&[]).set(bridge.config.max_calls);
+    CALLS_MAX.of(&[]).set(bridge.config.max_calls.get());
     look_at(&bridge.outbox);
     BUILD_INFO.of(&[env!("CARGO_PKG_VERSION")]).set(1);
     let began = bridge.began.as_millisecond();

@@ -53,7 +53,7 @@ pub(crate) fn outgoing_call(bridge: &'static Bridge, _url: &str, order: &Value) 
     if !bridge.takes_calls() {
         return Reply::error(503, "this process is about to end");
     }
-    if bridge.calls.all().len() >= bridge.config.max_calls {
+    if bridge.calls.all().len() >= bridge.config.max_calls.get() {
         return Reply::error(503, "all lines are busy (MAX_CALLS)");
     }
     let Some(id) = bridge.ringing.add(first_message) else {

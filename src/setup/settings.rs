@@ -6,24 +6,22 @@
 //! line in `Config::understand`; how a text becomes a value is `values`.
 
 use std::collections::HashMap;
-use std::io;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::json;
 
-use crate::setup::values::Settings;
+use crate::setup::dot_env::{self, DOT_ENV};
+use crate::setup::values::{MaxCalls, Settings};
 use crate::toolbox::failure::Secret;
 use crate::toolbox::log::{Level, LogFormat};
 use crate::toolbox::text::nearest;
 
 /// `API_TOKEN` and `METRICS_TOKEN`. A shorter one could be guessed.
 pub(super) const TOKEN_CHARS_MIN: usize = 16;
-/// `MAX_CALLS`, unless it is set.
-pub(super) const MAX_CALLS: usize = 50;
 /// Every setting, in the order of `.env.example` and the README.
 const SETTINGS: [&str; 32] = [
     "ULTRAVOX_API_KEY",
@@ -90,9 +88,9 @@ pub(crate) struct Config {
     pub(crate) n8n_hmac_secret: Option<Secret>,
     pub(crate) n8n_auth_header: Option<(String, Secret)>,
     pub(crate) fallback_number: Option<String>,
-    pub(crate) max_calls: usize,
-    /// Of these, for callers without a number.
-    pub(crate) withheld_calls_max: usize,
+    pub(crate) max_calls: MaxCalls,
+    /// Of these, for callers without a number. None: half of them.
+    pub(crate) withheld_calls_max: Option<usize>,
     pub(crate) max_call: Duration,
     pub(crate) calls_per_number_per_hour: usize,
     pub(crate) drain: Duration,
@@ -153,8 +151,8 @@ impl Config {
             n8n_hmac_secret: settings.text("N8N_HMAC_SECRET").map(Secret),
             n8n_auth_header: settings.header("N8N_AUTH_HEADER"),
             fallback_number: settings.phone_number("FALLBACK_NUMBER"),
-            max_calls: settings.number("MAX_CALLS", MAX_CALLS, 1, 10_000),
-            withheld_calls_max: settings.half_of_max_calls("WITHHELD_CALLS_MAX"),
+            max_calls: settings.max_calls(),
+            withheld_calls_max: settings.withheld_calls_max(),
             max_call: Duration::from_secs(settings.number("MAX_CALL_SECONDS", 1_800, 10, 14_400)),
             calls_per_number_per_hour: settings.number("CALLS_PER_NUMBER_PER_HOUR", 20, 1, 100_000),
             drain: Duration::from_secs(settings.number("DRAIN_SECONDS", 300, 0, 14_400)),
@@ -186,23 +184,7 @@ impl Config {
 
 /// The environment first, then `.env`. With it, what could not be read.
 pub(crate) fn settings_in_force() -> (HashMap<String, String>, Vec<String>) {
-    let mut values: HashMap<String, String> = HashMap::new();
-    let mut complaints = Vec::new();
-    match dotenvy::from_path_iter(".env") {
-        Ok(lines) => {
-            for line in lines {
-                match line {
-                    Ok((name, value)) => drop(values.insert(name, value)),
-                    // The error quotes the line, which may hold a secret; its name may not.
-                    Err(_) => complaints.push(
-                        ".env  has a line that is not NAME=value (with spaces: in quotes)".into(),
-                    ),
-                }
-            }
-        }
-        Err(dotenvy::Error::Io(error)) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => complaints.push(format!(".env cannot be read: {error}")),
-    }
+    let (mut values, mut complaints) = dot_env::read(Path::new(DOT_ENV));
     for name in SETTINGS {
         match std::env::var(name) {
             Ok(value) => drop(values.insert(name.to_owned(), value)),
@@ -230,7 +212,22 @@ fn misspelt(values: &HashMap<String, String>) -> Vec<String> {
     complaints
 }
 
+/// Names that are set differently in the environment, which wins, and in `.env`.
+pub(crate) fn set_twice() -> Vec<&'static str> {
+    let (values, _) = dot_env::read(Path::new(DOT_ENV));
+    let differs = |name: &&str| {
+        let outside = std::env::var(name);
+        outside.is_ok_and(|outside| values.get(*name).is_some_and(|inside| *inside != outside))
+    };
+    SETTINGS.into_iter().filter(differs).collect()
+}
+
 impl Config {
+    /// `WITHHELD_CALLS_MAX`, or half of `MAX_CALLS` as it is now.
+    pub(crate) fn withheld_calls(&self) -> usize {
+        self.withheld_calls_max.unwrap_or(self.max_calls.get().div_ceil(2))
+    }
+
     /// A setting of Twilio's is there, so a number is meant to ring.
     pub(crate) fn has_telephone(&self) -> bool {
         self.twilio_auth_token.is_some()

@@ -25,10 +25,12 @@ pub(crate) fn introduce(config: &Config, agent: &Agent, address: SocketAddr) {
         agent.tools.len(),
         config.ultravox_model
     );
+    let whose =
+        if config.max_calls.is_set() { "" } else { ", or what the Ultravox account allows," };
     log!(
         Info,
-        "at most {} calls of {} s each; data in {}",
-        config.max_calls,
+        "at most {} calls{whose} of {} s each; data in {}",
+        config.max_calls.get(),
         config.max_call.as_secs(),
         config.data_dir.display()
     );

@@ -8,13 +8,40 @@
 use std::collections::HashMap;
 use std::fmt::Display;
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::setup::settings::{MAX_CALLS, TOKEN_CHARS_MIN, login_in};
+use crate::setup::settings::{TOKEN_CHARS_MIN, login_in};
 use crate::toolbox::failure::Secret;
 use crate::toolbox::text::is_e164;
 
 /// `PUBLIC_URL` may be this word: the address of the ngrok tunnel that leads here.
 pub(crate) const NGROK: &str = "ngrok";
+
+/// Lines, where neither `MAX_CALLS` nor the account says otherwise.
+const MAX_CALLS: usize = 50;
+const MAX_CALLS_MOST: usize = 10_000;
+
+/// Calls at the same time: `MAX_CALLS`, or else what the Ultravox account allows, once it is asked.
+pub(crate) struct MaxCalls {
+    set: Option<usize>,
+    allowed: AtomicUsize,
+}
+
+impl MaxCalls {
+    pub(crate) fn get(&self) -> usize {
+        self.set.unwrap_or_else(|| self.allowed.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn is_set(&self) -> bool {
+        self.set.is_some()
+    }
+
+    /// Whether that is news, and counts.
+    pub(crate) fn account_allows(&self, calls: u64) -> bool {
+        let calls = usize::try_from(calls).unwrap_or(MAX_CALLS_MOST).clamp(1, MAX_CALLS_MOST);
+        self.allowed.swap(calls, Ordering::Relaxed) != calls && self.set.is_none()
+    }
+}
 
 /// The raw texts of the settings, and what is wrong with them so far.
 pub(super) struct Settings {
@@ -55,6 +82,12 @@ impl Settings {
                 default
             }
         }
+    }
+
+    pub(super) fn max_calls(&mut self) -> MaxCalls {
+        let is_set = self.text("MAX_CALLS").is_some();
+        let number = self.number("MAX_CALLS", MAX_CALLS, 1, MAX_CALLS_MOST);
+        MaxCalls { set: is_set.then_some(number), allowed: AtomicUsize::new(MAX_CALLS) }
     }
 
     pub(super) fn parsed<T: std::str::FromStr>(&mut self, name: &str, wanted: &str) -> Option<T> {
@@ -167,10 +200,10 @@ impl Settings {
         }
     }
 
-    /// Unless it is set.
-    pub(super) fn half_of_max_calls(&mut self, name: &str) -> usize {
-        let all = self.values.get("MAX_CALLS").and_then(|text| text.trim().parse().ok());
-        self.number(name, all.unwrap_or(MAX_CALLS).div_ceil(2), 0, 10_000)
+    pub(super) fn withheld_calls_max(&mut self) -> Option<usize> {
+        const NAME: &str = "WITHHELD_CALLS_MAX";
+        let is_set = self.text(NAME).is_some();
+        is_set.then(|| self.number(NAME, 0, 0, MAX_CALLS_MOST))
     }
 
     pub(super) fn phone_number(&mut self, name: &str) -> Option<String> {

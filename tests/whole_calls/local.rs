@@ -4,7 +4,8 @@
 use serde_json::{Value, json};
 
 use crate::demo::{
-    AgentCall, HttpAnswer, PATIENCE, Trouble, World, WorldBuilder, closed_port, pcm_of, voice,
+    AgentCall, HttpAnswer, PATIENCE, Reply, Trouble, World, WorldBuilder, account, closed_port,
+    pcm_of, voice,
 };
 use crate::{CALLER, DEFAULT_GREETING, Outcome, greeting_of};
 
@@ -176,5 +177,22 @@ fn check_knows_local_mode() -> Outcome {
     let report: Value = serde_json::from_slice(&output.stdout)?;
     assert_eq!(report["ok"], false, "{report:#}");
     assert!(report.to_string().contains("PUBLIC_URL is missing"), "{report:#}");
+    Ok(())
+}
+
+/// A new account begins with five, and whoever has set nothing is not to be told of fifty.
+#[test]
+fn without_max_calls_there_are_as_many_lines_as_the_account_allows() -> Outcome {
+    let world = builder().asleep().start()?;
+    let mut account = account();
+    account["allowedConcurrentCalls"] = json!(1);
+    world.ultravox.set_account(Reply::json(200, &account));
+    world.bridge.restart()?;
+    world.bridge.wait_for_log("the Ultravox account allows 1 call at once")?;
+    assert_eq!(answer(&world, "POST", "/browser-call", &[])?.status, 200);
+    let busy = answer(&world, "POST", "/browser-call", &[])?;
+    assert_eq!(busy.status, 503, "{}", busy.text());
+    let page = answer(&world, "GET", "/calls", &[])?.json();
+    assert_eq!(page["maxCalls"], 1, "{page}");
     Ok(())
 }

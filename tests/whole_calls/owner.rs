@@ -8,7 +8,6 @@ use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt as _;
-use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -765,8 +764,8 @@ fn two_thousand_past_calls_are_paged() -> Outcome {
 
 #[test]
 fn the_documented_command_deletes_a_caller_and_nobody_else() -> Outcome {
-    let readme = include_str!("../../docs/operation.md");
-    let command = readme.lines().find(|line| line.starts_with("grep -rlF")).ok_or("no command")?;
+    let page = include_str!("../../docs/operation.md");
+    assert!(page.contains("`callbridge forget +4930123456`"), "the command is another one");
     let world = builder().start()?;
     let mut sids = Vec::new();
     for number in [CALLER, "+4930901821", "+49309018201", CALLER] {
@@ -778,10 +777,17 @@ fn the_documented_command_deletes_a_caller_and_nobody_else() -> Outcome {
         Onlooker::new(&world, &ringing.call_sid).wait_event("delivered")?;
         sids.push(ringing.call_sid);
     }
-    let command = command.replace("+4930123456", CALLER);
-    assert!(command.contains(CALLER), "{command}");
-    let done = Command::new("sh").args(["-c", &command]).current_dir(world.home()).output()?;
-    assert!(done.status.success(), "{done:?}");
+    // The server lets go of a journal some moments after n8n has it.
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let done = world.bridge.run(&["forget", CALLER, "--yes"])?;
+        assert!(done.status.success(), "{done:?}");
+        if done.stdout.starts_with(b"0 calls") {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{done:?}");
+        thread::sleep(Duration::from_millis(50));
+    }
     let left = look_json(&world, "/calls")?["past"].clone();
     let mut left: Vec<&str> =
         left.as_array().into_iter().flatten().filter_map(|call| call["sid"].as_str()).collect();

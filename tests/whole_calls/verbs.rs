@@ -2,6 +2,7 @@
 //! is to be forgotten.
 
 use std::fs;
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -98,6 +99,34 @@ fn who_has_nothing_gets_files_that_work() -> Outcome {
     world.bridge.restart()?;
     let line = world.bridge.wait_for_log_since(seen, "agent Robin of Two Wheels")?;
     assert!(line.contains("1 stage"), "{line}");
+    Ok(())
+}
+
+/// `script` (util-linux) pretends to be a terminal; `tests/check.rs` sees to it that CI has it.
+#[test]
+fn at_a_terminal_the_key_is_asked_for() -> Outcome {
+    if Command::new("script").arg("--version").output().is_err() {
+        return Ok(());
+    }
+    let scratch = tempfile::tempdir()?;
+    let mut child = Command::new("script")
+        .args(["-qec", &format!("{PROGRAM} init"), "/dev/null"])
+        .current_dir(scratch.path())
+        .env_remove("ULTRAVOX_API_KEY")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut input = child.stdin.take().ok_or("no stdin")?;
+    input.write_all(b"no key$at all\nAb12cd34.key-1\n")?;
+    let mut text = String::new();
+    child.stdout.take().ok_or("no stdout")?.read_to_string(&mut text)?;
+    assert!(child.wait()?.success(), "{text}");
+    drop(input);
+    assert!(text.contains("Ultravox API key (from app.ultravox.ai"), "{text}");
+    assert!(text.contains("Once more"), "{text}");
+    assert!(!text.contains("put your key"), "{text}");
+    let settings = fs::read_to_string(scratch.path().join(".env"))?;
+    assert!(settings.contains("\nULTRAVOX_API_KEY=Ab12cd34.key-1\n"), "{settings}");
     Ok(())
 }
 

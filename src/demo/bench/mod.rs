@@ -44,6 +44,7 @@ mod listener;
 mod message;
 mod page;
 mod process;
+mod progress;
 mod report;
 mod stage;
 mod stamp;
@@ -58,6 +59,7 @@ use std::time::Duration;
 use crate::demo::Flop;
 use crate::demo::bench::churn::measure_churn;
 use crate::demo::bench::floor::be_the_floor;
+use crate::demo::bench::progress::Progress;
 use crate::demo::bench::report::Report;
 use crate::demo::bench::stage::{measure_bridge, measure_floor};
 
@@ -109,7 +111,11 @@ pub fn run(arguments: &[String]) -> Result<(), Flop> {
         misused: true,
         text: format!("{what} (see callbridge demo --help)"),
     })?;
-    let report = measure(&plan).map_err(failed)?;
+    // The floor before and after takes as long as the bridge, and each of them has to begin.
+    let progress = Progress::of_about(if plan.churn { 1 } else { 2 } * plan.seconds + 2);
+    let report = measure(&plan);
+    drop(progress);
+    let report = report.map_err(failed)?;
     let text = if plan.json { format!("{:#}\n", report.json()) } else { report.text() };
     write!(io::stdout(), "{text}").map_err(|error| failed(format!("stdout: {error}")))?;
     report.verdict().map_err(failed)

@@ -207,7 +207,14 @@ impl Ultravox {
             return Err(Failure::new(Party::Ultravox, what).advise(advice(status)));
         }
         let account: Value = serde_json::from_str(&answered.body).unwrap_or_default();
-        match (account["activeCalls"].as_u64(), account["allowedConcurrentCalls"].as_u64()) {
+        let allowed = account["allowedConcurrentCalls"].as_u64();
+        if let Some(allowed) = allowed
+            && self.config.max_calls.account_allows(allowed)
+        {
+            let calls = if allowed == 1 { "call" } else { "calls" };
+            log!(Info, "the Ultravox account allows {allowed} {calls} at once, and so do we");
+        }
+        match (account["activeCalls"].as_u64(), allowed) {
             (Some(active), Some(allowed)) if active >= allowed => {
                 let what =
                     format!("all {allowed} calls that the account allows at once are in use");

@@ -31,7 +31,7 @@ fn two_settings_are_enough() {
     assert_eq!(config.keep, Duration::from_hours(30 * 24));
     assert_eq!(config.ultravox_model, "ultravox-v0.7");
     assert_eq!(config.ultravox_api_url, "https://api.ultravox.ai");
-    assert_eq!((config.max_calls, config.withheld_calls_max), (50, 25));
+    assert_eq!((config.max_calls.get(), config.withheld_calls_max), (50, None));
     assert_eq!(config.calls_per_number_per_hour, 20);
     assert_eq!(config.max_call, Duration::from_mins(30));
     assert_eq!((config.log_level, config.log_format), (Level::Info, LogFormat::Text));
@@ -99,7 +99,7 @@ fn values_are_read_as_they_were_meant() {
     assert_eq!(config.ultravox_api_url, "http://127.0.0.1:9000");
     assert_eq!(config.n8n_webhook_url.unwrap(), "https://n8n.example/webhook/call?x=1");
     assert_eq!((config.port, config.bind.to_string()), (0, "::1".to_owned()));
-    assert_eq!((config.keep, config.max_calls), (Duration::ZERO, 1));
+    assert_eq!((config.keep, config.max_calls.get()), (Duration::ZERO, 1));
     assert_eq!(config.max_call, Duration::from_hours(4));
     let (name, value) = config.n8n_auth_header.unwrap();
     assert_eq!((name.as_str(), value.reveal()), ("X-Agent-Key", "s3cret: with a colon"));

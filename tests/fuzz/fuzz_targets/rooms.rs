@@ -19,5 +19,7 @@ mod setup;
 mod testing;
 #[path = "../../../src/toolbox/mod.rs"]
 mod toolbox;
+#[path = "../../../src/usage.rs"]
+mod usage;
 #[path = "../../../src/workflow.rs"]
 mod workflow;
