@@ -63,7 +63,7 @@
 //! check/  demo/  workflow.rs  diagram.rs  outbox.rs   the other commands
 //! ------------------- below this line nobody names `Bridge` or `Call`
 //! parties/      twilio, ultravox, n8n
-//! records/      delivery, ended_by, event, journal, outbox, past, tap, transcript, writer
+//! records/      delivery, ended_by, event, index, journal, outbox, past, tap, transcript, writer
 //! setup/        settings, values, agent, agent_files, agent_in_force, start_lines, stop
 //! door/         head, health, inner, lobby, reply, request
 //! toolbox/      socket, dial, sound, http, log, metrics, failure, text, random, threads, time

@@ -2,8 +2,8 @@
 //!
 //! `GET /calls` is a page of it, the calls in progress first; `GET /calls/{sid}` is a call's
 //! journal from some byte on, so that whoever looks on gets each event once. The past comes from
-//! the journals, and only those are read that are asked for; from memory comes only what a journal
-//! does not have yet. Nothing here changes a call.
+//! the journals' index, which reads only those that are asked for; from memory comes only what a
+//! journal does not have yet. Nothing here changes a call.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -16,8 +16,8 @@ use crate::door::reply::{Reply, path_of};
 use crate::parties::twilio::{Form, is_sid};
 use crate::records::ended_by::EndedBy;
 use crate::records::event::Direction;
-use crate::records::journal::{journals, sid_of};
-use crate::records::past::{JournalSlice, PastCall};
+use crate::records::journal::sid_of;
+use crate::records::past::JournalSlice;
 use crate::records::transcript::Utterance;
 use crate::setup::agent::ToolAction;
 use crate::toolbox::threads::lock;
@@ -94,25 +94,16 @@ fn query_of(request: &tiny_http::Request) -> Form {
     Form::parse(query.as_bytes())
 }
 
-/// Only the journals of this page are read, however many there are.
+/// Only the journals of this page are read, and only those that have changed since.
 fn past_calls(
     bridge: &Bridge,
     live: &[Arc<Call>],
     before: &str,
     limit: usize,
 ) -> (Vec<Summary>, Option<String>) {
-    bridge.journals.settle();
-    let mut paths = journals(&bridge.config.data_dir);
-    let stem = |path: &Path| path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
-    paths.retain(|path| {
-        let is_live = live.iter().any(|call| call.sid == sid_of(path));
-        let is_older = before.is_empty() || stem(path).is_some_and(|stem| stem.as_str() < before);
-        is_older && !is_live
-    });
-    let first = paths.len().saturating_sub(limit);
-    let past = paths[first..].iter().rev().map(|path| Summary::of_past(bridge, path)).collect();
-    let next = paths.get(first).filter(|_| first > 0).and_then(|path| stem(path));
-    (past, next)
+    let live = live.iter().map(|call| call.sid.as_str()).collect();
+    let (paths, next) = bridge.journals.page(before, limit, &live);
+    (paths.iter().map(|path| Summary::of_past(bridge, path)).collect(), next)
 }
 
 impl Summary {
@@ -140,22 +131,23 @@ impl Summary {
 
     /// Also of a journal that cannot be read: its name tells that there was a call.
     fn of_past(bridge: &Bridge, path: &Path) -> Summary {
-        let past = PastCall::read(path).unwrap_or_default();
-        let first = || bridge.agent.get().first_stage.clone();
+        let past = bridge.journals.brief(path).unwrap_or_default();
+        let stage =
+            if past.stage.is_empty() { &bridge.agent.get().first_stage } else { &past.stage };
         Summary {
             sid: sid_of(path).to_owned(),
-            number: past.number,
+            number: past.number.clone(),
             direction: past.direction,
             began: past.began.map(by_the_calendar),
             ended: past.ended.map(by_the_calendar),
             seconds: past.began.zip(past.ended).map_or(0.0, |(began, ended)| {
                 in_seconds(ended.duration_since(began).try_into().unwrap_or_default())
             }),
-            stage: if past.stage.is_empty() { first() } else { past.stage },
+            stage: stage.clone(),
             ended_by: past.ended_by,
             live: false,
             speaking: None,
-            lines: past.transcript.count(),
+            lines: past.lines,
             delivered: bridge.config.n8n_webhook_url.as_ref().map(|_| past.delivered),
             transferred: past.transferred,
         }

@@ -12,6 +12,7 @@
 //! dies: so a call whose journal is locked is alive, here or in another process, and one whose
 //! journal can be [claimed](Journals::claim) is not. Reading is [`past`](super::past)'s.
 
+use std::collections::HashSet;
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -24,6 +25,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::records::event::Event;
+use crate::records::index::Brief;
 use crate::records::past::PastCall;
 use crate::records::writer::{Desk, Note};
 use crate::toolbox::time::by_the_calendar;
@@ -114,7 +116,24 @@ impl Journals {
     /// The latest journal of this call, up to date.
     pub(crate) fn find(&self, sid: &str) -> Option<PathBuf> {
         self.settle();
-        journals(&self.data_dir).into_iter().rfind(|path| sid_of(path) == sid)
+        self.desk.index.find(&self.data_dir, sid)
+    }
+
+    /// At most so many, up to date, the newest first: of those that are older than `before`, a name
+    /// without its ending, and not of these calls. With it the `before` of the next page.
+    pub(crate) fn page(
+        &self,
+        before: &str,
+        limit: usize,
+        without: &HashSet<&str>,
+    ) -> (Vec<PathBuf>, Option<String>) {
+        self.settle();
+        self.desk.index.page(&self.data_dir, before, limit, without)
+    }
+
+    /// None: it cannot be read.
+    pub(crate) fn brief(&self, path: &Path) -> Option<Arc<Brief>> {
+        self.desk.index.brief(path)
     }
 
     /// Until all that was noted before has been written, or could not be. A disk that hangs is not
