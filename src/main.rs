@@ -61,13 +61,14 @@
 //! ```text
 //! main.rs       the call: serve, route, Bridge, Call, steps 1 to 9
 //! around/       mend, shutdown, ready
-//! owner/        access, calls, health, history, lines, metrics, orders, outgoing,
+//! owner/        access, calls, health, lines, metrics, orders, outgoing,
 //!               page, phone
 //! check/  demo/  diagram.rs  forget.rs  init.rs  outbox.rs  workflow.rs   other commands
 //! usage.rs      the command line
 //! ------------------- below this line nobody names `Bridge` or `Call`
 //! parties/      twilio, ultravox, n8n, standing
-//! records/      delivery, ended_by, event, journal, outbox, past, tally, tap, transcript, writer
+//! records/      delivery, ended_by, event, index, journal, outbox, past, tally, tap,
+//!               transcript, writer
 //! setup/        settings, values, dot_env, agent, agent_files, agent_in_force, start_lines, stop
 //! door/         head, health, inner, lobby, reply, request
 //! toolbox/      socket, dial, sound, http, log, metrics, failure, text, random, threads, time,
@@ -126,7 +127,6 @@ use crate::around::shutdown::{Phase, await_end};
 use crate::door::health::Identity;
 use crate::door::reply::{Reply, header, read_body};
 use crate::door::{Hall, Visitor};
-use crate::owner::history::History;
 use crate::owner::lines::{Admission, Calls, LineInUse, NoLine};
 use crate::owner::outgoing::{Order, Ringing};
 use crate::parties::n8n::{N8n, Question};
@@ -256,7 +256,6 @@ struct Bridge {
     ultravox: Ultravox,
     n8n: N8n,
     calls: Calls,
-    history: History,
     journals: Journals,
     outbox: Outbox,
     ringing: Ringing,
@@ -283,7 +282,6 @@ impl Bridge {
             ultravox: Ultravox::new(http.clone(), Arc::clone(&tls), Arc::clone(&config)),
             n8n: N8n::new(http.clone(), Arc::clone(&config)),
             calls: Calls::default(),
-            history: History::default(),
             journals: Journals::new(&config.data_dir),
             outbox: Outbox::new(&config),
             ringing: Ringing::default(),

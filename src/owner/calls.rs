@@ -2,12 +2,12 @@
 //!
 //! `GET /calls` is a page of it, the calls in progress first; `GET /calls/{sid}` is a call's
 //! journal from some byte on, so that whoever looks on gets each event once. The past comes from
-//! the journals; from memory comes only what a journal does not have yet. A filter looks at what is
+//! the journals' index; from memory comes only what a journal does not have yet. A filter looks at what is
 //! known of each call in sum; a search for words reads the journals, so many at a time, and says
 //! where to go on. Nothing here changes a call.
 
+use std::collections::HashSet;
 use std::fs;
-use std::path::Path;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -16,10 +16,10 @@ use serde_json::{Map, Value, json};
 
 use crate::door::reply::{Reply, path_of};
 use crate::owner::health::health;
-use crate::owner::history::{Known, Past};
 use crate::parties::twilio::{Form, is_sid};
 use crate::records::ended_by::EndedBy;
 use crate::records::event::Direction;
+use crate::records::index::{Brief, Past, sid_in};
 use crate::records::journal::sid_of;
 use crate::records::past::{JournalSlice, PastCall};
 use crate::records::tally::Failed;
@@ -93,9 +93,9 @@ pub(crate) fn call_list(bridge: &'static Bridge, request: &tiny_http::Request) -
     }
     let mut live = bridge.calls.all();
     live.sort_by_key(|call| std::cmp::Reverse(call.began));
-    let is_live =
-        |path: &Path| live.iter().any(|call| call.sid == sid_of(path)) || bridge.ringing.has(path);
-    let known = bridge.history.look(&bridge.journals, &bridge.config.data_dir, is_live);
+    let sids: HashSet<&str> = live.iter().map(|call| call.sid.as_str()).collect();
+    let known =
+        bridge.journals.past(|name| sids.contains(sid_in(name)) || bridge.ringing.has(name));
     let (past, next) = Filter::of(&query).page(bridge, &known, before, limit);
     // For whoever edits them: what is wrong shows before the next call.
     bridge.agent.look(&bridge.config, false);
@@ -164,7 +164,7 @@ impl Filter {
         (page, next)
     }
 
-    fn fits(&self, call: &Known) -> bool {
+    fn fits(&self, call: &Brief) -> bool {
         let past = &call.past;
         let has_outcome = match self.outcome.as_str() {
             "" => true,
@@ -180,7 +180,7 @@ impl Filter {
         has_outcome && (self.number.is_empty() || plain(who).contains(&self.number))
     }
 
-    fn was_said(&self, call: &Known, bytes: &mut u64) -> bool {
+    fn was_said(&self, call: &Brief, bytes: &mut u64) -> bool {
         if self.words.is_empty() {
             return true;
         }
@@ -223,7 +223,7 @@ impl Summary {
         }
     }
 
-    fn of_past(bridge: &Bridge, call: &Known) -> Summary {
+    fn of_past(bridge: &Bridge, call: &Brief) -> Summary {
         let past = &call.past;
         let first = || bridge.agent.get().first_stage.clone();
         let has_n8n = bridge.config.n8n_webhook_url.is_some();
@@ -315,8 +315,8 @@ pub(crate) fn call_story(bridge: &'static Bridge, request: &tiny_http::Request) 
             return Reply::error(500, &format!("the journal cannot be read: {error}"));
         }
     };
-    let summary =
-        live.map_or_else(|| Summary::of_past(bridge, &Known::read(path)), Summary::of_live);
+    let summary = live
+        .map_or_else(|| Summary::of_past(bridge, &bridge.journals.brief(&path)), Summary::of_live);
     // Without a journal, memory is all there is.
     let all = trouble.is_some();
     Reply::json(

@@ -10,8 +10,8 @@ use jiff::tz::TimeZone;
 use jiff::{Span, Timestamp, ToSpan as _};
 use serde_json::{Value, json};
 
-use crate::owner::history::Known;
 use crate::parties::standing::Standing;
+use crate::records::index::Brief;
 use crate::records::tally::median;
 use crate::setup::settings::Config;
 use crate::toolbox::failure::Party;
@@ -25,13 +25,13 @@ const HOURS: usize = 24;
 const DAYS: usize = 30;
 
 /// `calls` are newest first.
-pub(crate) fn health(config: &Config, calls: &[Arc<Known>], is_complete: bool) -> Value {
+pub(crate) fn health(config: &Config, calls: &[Arc<Brief>], is_complete: bool) -> Value {
     let now = Timestamp::now();
     let hours = starts(now, HOURS, jiff::Zoned::hour, 1.hour());
     let days = starts(now, DAYS, |_| 0, 1.day());
     let midnight = *days.last().unwrap_or(&now);
-    let has_begun = |call: &&Arc<Known>| call.past.began.is_some_and(|began| began >= midnight);
-    let today: Vec<&Arc<Known>> = calls.iter().take_while(has_begun).collect();
+    let has_begun = |call: &&Arc<Brief>| call.past.began.is_some_and(|began| began >= midnight);
+    let today: Vec<&Arc<Brief>> = calls.iter().take_while(has_begun).collect();
     let parties = [Party::Ultravox, Party::N8n, Party::Twilio].map(|party| state(config, party));
     json!({
         "parties": parties,
@@ -86,7 +86,7 @@ fn starts(
     starts
 }
 
-fn pillars(starts: &[Timestamp], calls: &[Arc<Known>]) -> Value {
+fn pillars(starts: &[Timestamp], calls: &[Arc<Brief>]) -> Value {
     #[derive(Clone, Default)]
     struct Pillar {
         calls: usize,
@@ -113,7 +113,7 @@ fn pillars(starts: &[Timestamp], calls: &[Arc<Known>]) -> Value {
     told.collect()
 }
 
-fn dollars(call: &Known) -> f64 {
+fn dollars(call: &Brief) -> f64 {
     if call.past.agent_id.is_empty() {
         return 0.0;
     }

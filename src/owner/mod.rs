@@ -19,7 +19,6 @@ use crate::owner::phone::{browser_call, browser_stream, browser_stream_ended};
 pub(crate) mod access;
 pub(crate) mod calls;
 pub(crate) mod health;
-pub(crate) mod history;
 pub(crate) mod lines;
 pub(crate) mod metrics;
 pub(crate) mod orders;

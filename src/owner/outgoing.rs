@@ -7,7 +7,6 @@
 //! not answer makes room as soon as Twilio says so, else after `RINGING_MAX`.
 
 use std::collections::HashMap;
-use std::path::Path;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -18,6 +17,7 @@ use crate::parties::n8n::GREETING_CHARS_MAX;
 use crate::parties::twilio::{is_sid, rest};
 use crate::records::ended_by::EndedBy;
 use crate::records::event::Event;
+use crate::records::index::name_of;
 use crate::records::journal::Journal;
 use crate::toolbox::log::{Sid, log};
 use crate::toolbox::metrics::refused;
@@ -128,8 +128,9 @@ impl Ringing {
     }
 
     /// Is this the journal of a call that rings?
-    pub(crate) fn has(&self, path: &Path) -> bool {
-        let is_its = |order: &Order| order.journal.as_ref().is_some_and(|it| it.path() == path);
+    pub(crate) fn has(&self, name: &str) -> bool {
+        let is_its =
+            |order: &Order| order.journal.as_ref().is_some_and(|it| name_of(it.path()) == name);
         lock(&self.0).values().any(is_its)
     }
 }

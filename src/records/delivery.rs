@@ -225,3 +225,6 @@ impl Delivery {
         Some(self)
     }
 }
+
+#[cfg(test)]
+mod tests;

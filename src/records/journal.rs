@@ -27,6 +27,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::records::event::Event;
+use crate::records::index::{Brief, Past};
 use crate::records::past::PastCall;
 use crate::records::tally::Tally;
 use crate::records::writer::{Desk, Note};
@@ -168,7 +169,17 @@ impl Journals {
     /// The latest journal of this call, up to date.
     pub(crate) fn find(&self, sid: &str) -> Option<PathBuf> {
         self.settle();
-        journals(&self.data_dir).into_iter().rfind(|path| sid_of(path) == sid)
+        self.desk.index.find(&self.data_dir, sid)
+    }
+
+    /// All calls whose journals' names are not left out, up to date.
+    pub(crate) fn past(&self, is_left_out: impl Fn(&str) -> bool) -> Past {
+        self.settle();
+        self.desk.index.past(&self.data_dir, is_left_out)
+    }
+
+    pub(crate) fn brief(&self, path: &Path) -> Arc<Brief> {
+        self.desk.index.brief(path)
     }
 
     /// Until all that was noted before has been written, or could not be. A disk that hangs is not

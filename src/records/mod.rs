@@ -14,6 +14,7 @@
 pub(crate) mod delivery;
 pub(crate) mod ended_by;
 pub(crate) mod event;
+pub(crate) mod index;
 pub(crate) mod journal;
 pub(crate) mod outbox;
 pub(crate) mod past;

@@ -22,6 +22,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use crate::records::index::Index;
 use crate::toolbox::log::log;
 use crate::toolbox::threads::{lock, spawn, wait};
 
@@ -53,6 +54,8 @@ pub(super) struct Desk {
     changed: Condvar,
     /// The writer's own. Nobody else may wait for it.
     files: Mutex<Files>,
+    /// What the writer does is told here.
+    pub(super) index: Index,
 }
 
 #[derive(Default)]
@@ -85,6 +88,12 @@ struct Use {
     claimed: Option<File>,
     /// The writer has it, locked.
     is_open: bool,
+}
+
+impl Paper {
+    fn hangs(&self) -> bool {
+        self.busy_since.is_some_and(|since| since.elapsed() > HANGS_AFTER)
+    }
 }
 
 impl Desk {
@@ -142,7 +151,7 @@ impl Desk {
         paper.bytes += note.line.len();
         paper.noted += 1;
         paper.notes.push(note);
-        let hangs = paper.busy_since.is_some_and(|since| since.elapsed() > HANGS_AFTER);
+        let hangs = paper.hangs();
         let is_news = hangs && !std::mem::replace(&mut paper.hang_was_said, hangs);
         self.wake_writer(paper);
         if is_news {
@@ -175,11 +184,12 @@ impl Desk {
         }
     }
 
-    /// Until all that has been noted by now was written, or could not be.
+    /// Until all that has been noted by now was written, or could not be. For a disk that has hung
+    /// for a while already nobody waits.
     pub(super) fn await_written(&self, within: Duration) {
         let paper = lock(&self.paper);
         let by_now = paper.noted;
-        let pending = |paper: &mut Paper| paper.written < by_now;
+        let pending = |paper: &mut Paper| paper.written < by_now && !paper.hangs();
         drop(wait(&self.changed, paper, within, pending));
     }
 
@@ -246,7 +256,7 @@ impl Writer<'_> {
                 open.to_sync |= note.sync;
                 open.is_incomplete = Some(note.is_incomplete);
             }
-            files.write();
+            files.write(&self.desk.index);
             self.has_written(&files, count);
             files.sync_one();
             let away = self.put_away(&mut files);
@@ -335,14 +345,14 @@ impl Writer<'_> {
 }
 
 impl Files {
-    fn write(&mut self) {
+    fn write(&mut self, index: &Index) {
         let mut wrote = false;
         let mut failed = None;
         for (path, open) in &mut self.open {
             if open.unwritten.is_empty() {
                 continue;
             }
-            match open.write(path) {
+            match open.write(path, index) {
                 Ok(()) => wrote = true,
                 Err(error) => failed = Some((path, error)),
             }
@@ -387,7 +397,7 @@ impl OpenFile {
         self.to_sync && self.unwritten.is_empty()
     }
 
-    fn write(&mut self, path: &Path) -> io::Result<()> {
+    fn write(&mut self, path: &Path, index: &Index) -> io::Result<()> {
         // The system would take the lines, and nobody could ever read them.
         let was_deleted = self.file.is_some() && !path.exists();
         if was_deleted {
@@ -396,13 +406,15 @@ impl OpenFile {
                 is_incomplete.store(true, Ordering::SeqCst);
             }
         }
-        self.append(path)?;
+        let appended = self.append(path, index);
+        index.has_grown(path);
+        appended?;
         if was_deleted { Err(io::Error::other("it was deleted")) } else { Ok(()) }
     }
 
-    fn append(&mut self, path: &Path) -> io::Result<()> {
+    fn append(&mut self, path: &Path, index: &Index) -> io::Result<()> {
         if self.file.is_none() {
-            self.file = Some(open_to_append(path)?);
+            self.file = Some(index.make(path, || open_to_append(path))?);
             (self.is_locked, self.ends_in_half) = (false, true);
         }
         let Some(file) = &mut self.file else { return Ok(()) };

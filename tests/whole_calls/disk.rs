@@ -81,11 +81,34 @@ fn on_a_full_disk(scratch: &TempDir) -> std::io::Result<WorldBuilder> {
 }
 
 fn make_room(world: &World) -> Outcome {
+    set_room(world, "unlimited")
+}
+
+fn set_room(world: &World, bytes: &str) -> Outcome {
     let pid = world.bridge.pid().ok_or("the bridge does not run")?;
-    let lifted = Command::new("prlimit")
-        .args(["--pid", &pid.to_string(), "--fsize=unlimited:unlimited"])
-        .status()?;
-    assert!(lifted.success());
+    let limit = format!("--fsize={bytes}:unlimited");
+    let set = Command::new("prlimit").args(["--pid", &pid.to_string(), &limit]).status()?;
+    assert!(set.success());
+    Ok(())
+}
+
+/// Once a line would be noise, and once for ever would hide the second night.
+#[test]
+fn each_time_the_disk_is_full_it_is_said_and_so_is_each_recovery() -> Outcome {
+    let scratch = tempdir()?;
+    let world = on_a_full_disk(&scratch)?.start()?;
+    make_room(&world)?;
+    let call = connect(&world)?;
+    let sid = call.ringing.call_sid.clone();
+    for round in 0..2 {
+        let seen = world.bridge.log().len();
+        set_room(&world, "64")?;
+        call.agent.user_said(&format!("Sentence {round}."))?;
+        world.bridge.wait_for_log_since(seen, "calls go on, transcripts wait in memory only")?;
+        make_room(&world)?;
+        world.bridge.wait_for_log_since(seen, "journals are written again")?;
+        wait_until(&world, "the words", || has_words(&world, &sid, &format!("Sentence {round}.")))?;
+    }
     Ok(())
 }
 

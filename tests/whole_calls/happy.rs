@@ -126,6 +126,32 @@ fn a_whole_call_with_the_agent_behind_tls() -> Outcome {
     a_whole_call(true)
 }
 
+/// Twilio's token for the parent call opens doors there, and a key may be part of a PIN.
+#[test]
+fn neither_twilios_token_nor_a_key_stands_in_the_journal() -> Outcome {
+    let world = builder().start()?;
+    let ringing = world.ring_with(CALLER, &[("CallToken", "a-token-of-twilio")])?;
+    let agent = world.ultravox.next_call(PATIENCE)?;
+    let phone = ringing.open_stream(&world)?;
+    phone.press("7")?;
+    phone.speak(&voice(1, 1_500))?;
+    phone.press("7")?;
+    phone.hang_up()?;
+    agent.wait_closed()?;
+    world.bridge.wait_for_log("nothing was said")?;
+    let events = world.journal(&ringing.call_sid);
+    let wires: Vec<&Value> = events.iter().filter(|event| event["event"] == "wire").collect();
+    let text = |word: &str| {
+        wires.iter().filter_map(|wire| wire["text"].as_str()).find(|text| text.contains(word))
+    };
+    let ring = text("POST /incoming-call").ok_or("no ring")?;
+    assert!(ring.contains("CallSid=") && !ring.contains("CallToken"), "{ring}");
+    let key = text("\"dtmf\"").ok_or("no key")?;
+    assert!(key.contains("\"digit\":\"***\""), "{key}");
+    assert!(!format!("{events:?}").contains("a-token-of-twilio"));
+    Ok(())
+}
+
 #[test]
 fn what_people_say_and_who_they_are_stays_out_of_the_log() -> Outcome {
     let token = "a-very-long-auth-token-of-twilio";

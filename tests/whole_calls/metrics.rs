@@ -392,6 +392,20 @@ fn sound_that_reaches_nobody_is_counted() -> Outcome {
 }
 
 #[test]
+fn the_outbox_gauge_counts_what_waits() -> Outcome {
+    let world = builder().start()?;
+    world.n8n.set_reply("2", Reply::json(500, &json!({})));
+    for count in 1..=2 {
+        let call = connect(&world)?;
+        call.agent.user_said("Remember this.")?;
+        call.act("are_you_there", &json!({}))?;
+        call.phone.hang_up()?;
+        scrape_until(&world, "outbox_transcripts", count)?;
+    }
+    Ok(())
+}
+
+#[test]
 fn what_is_turned_away_is_counted_by_its_reason() -> Outcome {
     let world = builder().setting("MAX_CALLS", 1).start()?;
     let form = b"CallSid=CA00000000000000000000000000000001&From=%2B4930901820";

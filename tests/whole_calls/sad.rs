@@ -798,7 +798,9 @@ fn a_booking_that_was_certainly_not_made_may_be_tried_again() -> Outcome {
     assert!(text.contains("Nothing was done"), "{result}");
     world.bridge.wait_for_log("schedule_meeting: n8n: 404")?;
     assert_eq!(call.act("schedule_meeting", &wishes("London"))?["result"], BOOKED);
-    assert_eq!(world.n8n.requests_of("3").len(), 2);
+    let posts = world.n8n.requests_of("3");
+    let keys: Vec<_> = posts.iter().map(|post| post.header("idempotency-key")).collect();
+    assert!(matches!(keys.as_slice(), [Some(one), Some(two)] if one == two), "{keys:?}");
     Ok(())
 }
 
@@ -923,6 +925,54 @@ fn a_model_that_asks_for_everything_at_once_gets_one_result_for_each() -> Outcom
     for invocation in &invocations {
         assert_eq!(call.agent.results(invocation).len(), 1);
     }
+    Ok(())
+}
+
+/// Whoever was refused because eight tools were at work is no reason to refuse the next.
+#[test]
+fn after_many_refused_tools_the_next_one_works() -> Outcome {
+    let scratch = tempfile::tempdir()?;
+    let mut agent = own_agent()?;
+    agent["tools"]["order_pizza"]["timeout_s"] = json!(4);
+    write_agent(scratch.path(), &agent)?;
+    let world = builder().setting("AGENT_DIR", scratch.path().display()).start()?;
+    let call = connect(&world)?;
+    let ask = |number: usize| {
+        call.agent.invoke("order_pizza", &json!({"kind": format!("Number {number}")}))
+    };
+    world.n8n.set_reply("pizza", Reply::Hang);
+    // Eight are at work, and the others (unless the machine stumbles for seconds) are refused.
+    let asked = (0..18).map(ask).collect::<Result<Vec<_>, _>>()?;
+    for invocation in asked {
+        call.agent.wait_result(&invocation)?;
+    }
+    world.n8n.set_reply("pizza", Reply::json(200, &json!({"message": "Done."})));
+    // The last one's thread may still be on its way out.
+    let deadline = Instant::now() + PATIENCE;
+    while call.agent.wait_result(&ask(99)?)?["result"] != "Done." {
+        assert!(Instant::now() < deadline, "tools are off for the rest of the call");
+    }
+    Ok(())
+}
+
+#[test]
+fn one_call_asks_n8n_no_more_than_a_hundred_different_things() -> Outcome {
+    let world = builder().start()?;
+    let call = connect(&world)?;
+    call.enter_main_stage()?;
+    let ask = |number: usize| {
+        let mut wish = wishes("London");
+        wish["purpose"] = json!(format!("Purpose {number}"));
+        call.act("schedule_meeting", &wish)
+    };
+    for number in 0..100 {
+        assert_eq!(ask(number)?["result"], BOOKED, "{number}");
+    }
+    let refused = ask(100)?;
+    let why = refused["errorMessage"].as_str().unwrap_or_default();
+    assert!(why.contains("too many different requests"), "{refused}");
+    assert_eq!(ask(7)?["result"], BOOKED, "a repeat is answered from memory");
+    assert_eq!(world.n8n.requests_of("3").len(), 100);
     Ok(())
 }
 

@@ -40,3 +40,6 @@ impl Keys {
         Some(std::mem::take(&mut self.pressed)).filter(|pressed| !pressed.is_empty())
     }
 }
+
+#[cfg(test)]
+mod tests;

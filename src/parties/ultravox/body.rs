@@ -159,3 +159,6 @@ fn selected_tool(config: &Config, agent: &Agent, name: &str, tool: &Tool) -> Val
         "client": {},
     }})
 }
+
+#[cfg(test)]
+mod tests;
