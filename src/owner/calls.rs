@@ -2,9 +2,9 @@
 //!
 //! `GET /calls` is a page of it, the calls in progress first; `GET /calls/{sid}` is a call's
 //! journal from some byte on, so that whoever looks on gets each event once. The past comes from
-//! the journals' index; from memory comes only what a journal does not have yet. A filter looks at what is
-//! known of each call in sum; a search for words reads the journals, so many at a time, and says
-//! where to go on. Nothing here changes a call.
+//! the journals' index; from memory comes only what a journal does not have yet. A filter looks at
+//! what is known of each call in sum; a search for words reads the journals, so many at a time, and
+//! says where to go on. Nothing here changes a call.
 
 use std::collections::HashSet;
 use std::fs;
