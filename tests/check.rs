@@ -351,8 +351,14 @@ fn mistakes_in_agent_files_come_with_file_and_place() -> Outcome {
     report.leaves_the_others_alone(&before, &["agent", "Ultravox"]);
     report.names("ok", "Ultravox", "account", "", "");
 
-    // Voices: a name that nobody has, one that two have, and two ids.
     fs::copy(format!("{source}/call_summary.md"), directory.join("call_summary.md"))?;
+    // A person whom nobody knows.
+    fs::write(&file, right.replace("\"transfer\": true", "\"transfer\": \"claims\""))?;
+    let report = house.look(&[("AGENT_DIR", &place)])?;
+    let mistake = "tools.transfer_to_person transfers to \"claims\", who is not among people";
+    report.names("wrong", "agent", "agent.json", mistake, "correct agent.json");
+
+    // Voices: a name that nobody has, one that two have, and two ids.
     let voice =
         |name: &str| right.replace("\"voice\": \"Mark\"", &format!("\"voice\": \"{name}\""));
     fs::write(&file, voice("mark"))?;

@@ -12,6 +12,7 @@ use crate::owner::lines::Admission;
 use crate::parties::ultravox::AGENT_WITHIN;
 use crate::parties::ultravox::leg::AgentLeg;
 use crate::records::ended_by::EndedBy;
+use crate::records::event::Event;
 use crate::records::journal::{Journal, Unclaimed};
 use crate::records::past::PastCall;
 use crate::records::tap::{Exhibit, Tap};
@@ -47,7 +48,7 @@ pub(crate) fn another_stream(call: &Arc<Call>) -> Answer {
 }
 
 /// A call that no thread of this process knows, but whose journal says that it is not over: a
-/// process has died with it, or a person did not answer. It goes on with a new agent, in the same
+/// process has died with it, or a person did not take it. It goes on with a new agent, in the same
 /// stage, with all that was said.
 pub(crate) fn take_up(bridge: &'static Bridge, sid: &str, what_happened: &'static str) -> Answer {
     let apology = &bridge.agent.phrases.apology;
@@ -75,8 +76,8 @@ pub(crate) fn take_up(bridge: &'static Bridge, sid: &str, what_happened: &'stati
     if past.ended_by.is_some() {
         return Answer::HangUp;
     }
-    if past.transferred && what_happened == LINE_BROKE {
-        return after_the_agent(bridge, EndedBy::Transferred);
+    if past.transfer.is_some() && what_happened == LINE_BROKE {
+        return after_the_agent(bridge, EndedBy::Transferred, past.transfer);
     }
     match bridge.calls.admit(sid, || Call::from_journal(bridge, journal, past)) {
         Admission::Yours(call, line) => {
@@ -91,6 +92,20 @@ pub(crate) fn take_up(bridge: &'static Bridge, sid: &str, what_happened: &'stati
             refused("busy");
             cannot_serve(bridge, &bridge.agent.phrases.busy)
         }
+    }
+}
+
+/// A person takes the call, so it is filed as one that was put through, whichever process does
+/// that. It may be told twice: by the key that they press, and when the call is over.
+pub(crate) fn note_accepted(bridge: &Bridge, sid: &str) {
+    match bridge.journals.take_up(sid) {
+        Ok((journal, past)) if past.transfer.is_some() && !past.accepted => {
+            log!(Sid { sid }, Info, Goodbye, "the person takes the call");
+            journal.note(&Event::Accepted);
+            bridge.journals.settle();
+        }
+        Ok(_) => {}
+        Err(why) => log!(Sid { sid }, Warn, Goodbye, "taken by a person; its journal: {why:?}"),
     }
 }
 

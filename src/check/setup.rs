@@ -18,10 +18,11 @@ use crate::setup::stop::Stop;
 use crate::toolbox::http::trusted_roots;
 
 /// The paths that Twilio, n8n and people ask for here.
-const ENDPOINTS: [&str; 10] = [
+const ENDPOINTS: [&str; 11] = [
     "/incoming-call",
     "/media-stream",
     "/stream-ended",
+    "/whisper",
     "/call-status",
     "/outgoing-call",
     "/browser-call",

@@ -60,6 +60,8 @@ mod http;
 mod microphone;
 mod n8n;
 pub mod objections;
+#[cfg(test)]
+mod person;
 mod phone;
 #[cfg(test)]
 mod rest;
@@ -92,6 +94,7 @@ pub use self::{
     microphone::Talking,
     n8n::{BOOKED, FIRST_MESSAGE, N8nRequest},
     objections::{tool_names, tools_objection},
+    person::Person,
     phone::{Heard, HeardAt, Marks, Phone},
     socket::Ending,
     sound::{FRAME_BYTES, FRAME_TIME, mulaw_to_pcm, pcm_of, voice},

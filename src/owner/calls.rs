@@ -155,7 +155,7 @@ impl Summary {
             speaking: None,
             lines: past.transcript.count(),
             delivered: bridge.config.n8n_webhook_url.as_ref().map(|_| past.delivered),
-            transferred: past.transferred,
+            transferred: past.transfer.is_some(),
         }
     }
 }

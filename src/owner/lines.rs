@@ -10,6 +10,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::records::ended_by::EndedBy;
+use crate::records::event::Transfer;
 use crate::toolbox::text::is_e164;
 use crate::toolbox::threads::{lock, wait};
 use crate::{Bridge, Call};
@@ -30,11 +31,14 @@ pub(crate) struct Calls {
 struct CallList {
     live: HashMap<String, Arc<Call>>,
     /// The latest ends, oldest first: a `/stream-ended` may come after its call is gone.
-    ended: VecDeque<(String, EndedBy)>,
+    ended: VecDeque<(String, HowItEnded)>,
     last_end: Option<Instant>,
     /// When each number has called within the last hour.
     recent: HashMap<String, Vec<Instant>>,
 }
+
+/// And, if the caller is being put through, to whom.
+pub(crate) type HowItEnded = (EndedBy, Option<Transfer>);
 
 /// What becomes of a call that wants a line.
 pub(crate) enum Admission {
@@ -104,11 +108,14 @@ impl Calls {
         lock(&self.list).live.values().cloned().collect()
     }
 
-    pub(crate) fn how_it_ended(&self, sid: &str) -> Option<EndedBy> {
+    pub(crate) fn how_it_ended(&self, sid: &str) -> Option<HowItEnded> {
         let list = lock(&self.list);
-        let live = list.live.get(sid).and_then(|call| lock(&call.state).how_it_ended());
+        let live = list.live.get(sid).and_then(|call| {
+            let state = lock(&call.state);
+            Some((state.how_it_ended()?, state.transfer.clone()))
+        });
         live.or_else(|| {
-            list.ended.iter().rev().find(|(ended, _)| ended == sid).map(|(_, how)| *how)
+            list.ended.iter().rev().find(|(ended, _)| ended == sid).map(|(_, how)| how.clone())
         })
     }
 
@@ -119,7 +126,10 @@ impl Calls {
 
 impl Drop for LineInUse {
     fn drop(&mut self) {
-        let how = lock(&self.0.state).how_it_ended().unwrap_or(EndedBy::NoAgent);
+        let how = {
+            let state = lock(&self.0.state);
+            (state.how_it_ended().unwrap_or(EndedBy::NoAgent), state.transfer.clone())
+        };
         let calls = &self.0.bridge.calls;
         let mut list = lock(&calls.list);
         list.live.remove(&self.0.sid);

@@ -17,10 +17,13 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::setup::agent::{
-    Agent, PLACEHOLDERS, Phrases, Schema, Stage, TOOL_WITHIN_MAX, Tool, ToolAction,
+    Agent, PLACEHOLDERS, Phrases, Schema, Stage, TOOL_WITHIN_MAX, Tool, ToolAction, TransferTo,
+    find,
 };
-use crate::toolbox::text::placeholders;
+use crate::toolbox::text::{is_e164, placeholders};
 
+/// What the whisper may hold in braces.
+const WHISPERED: [&str; 2] = ["reason", "company_name"];
 /// Time for a tool of the agent's own file that does not name one.
 const TOOL_WITHIN: Duration = Duration::from_secs(10);
 
@@ -39,6 +42,8 @@ pub(super) struct AgentFile {
     pub(super) tools: Map<String, Value>,
     #[serde(default)]
     pub(super) calendars: BTreeMap<String, String>,
+    #[serde(default)]
+    pub(super) people: BTreeMap<String, String>,
 }
 
 /// A tool as it is written: beside its action it has these, and no other key.
@@ -134,12 +139,21 @@ impl Mistakes {
                 }
                 return;
             }
-            ToolAction::HangUp(false) | ToolAction::Transfer(false) => {
+            ToolAction::Transfer(TransferTo::Chosen { person }) => {
+                if !parameters.required.contains(person) {
+                    self.add(
+                        place,
+                        format_args!("has no required parameter \"{person}\" for transfer.person"),
+                    );
+                }
+                return;
+            }
+            ToolAction::HangUp(false) | ToolAction::Transfer(TransferTo::Fallback(false)) => {
                 return self.add(place, "must say true behind hang_up or transfer");
             }
             ToolAction::N8n { .. }
             | ToolAction::HangUp(true)
-            | ToolAction::Transfer(true)
+            | ToolAction::Transfer(TransferTo::Fallback(true) | TransferTo::Named(_))
             | ToolAction::Ultravox { .. } => return,
         };
         for (name, _) in placeholders(text) {
@@ -182,11 +196,16 @@ impl Mistakes {
         }
     }
 
-    /// Said by Twilio or by Ultravox itself as they are, but for the first message.
+    /// Said by Twilio or by Ultravox itself as they are, but for the first message and the whisper.
     pub(super) fn fixed_texts(&mut self, agent: &Agent) {
         for (name, _) in placeholders(&agent.first_message) {
             if !PLACEHOLDERS.contains(&name.as_str()) {
                 self.add("first_message", format_args!("uses {{{name}}}, which is not known"));
+            }
+        }
+        for (name, _) in placeholders(&agent.phrases.whisper) {
+            if !WHISPERED.contains(&name.as_str()) {
+                self.add("phrases.whisper", format_args!("uses {{{name}}}, which is not known"));
             }
         }
     }
@@ -218,6 +237,19 @@ impl Mistakes {
                 ToolAction::N8n { calendar: Some(_), .. } if agent.calendars.is_empty() => {
                     self.add(format_args!("tools.{name}"), "needs calendars, and there are none");
                 }
+                ToolAction::Transfer(TransferTo::Chosen { .. }) if agent.people.is_empty() => {
+                    self.add(format_args!("tools.{name}"), "needs people, and there are none");
+                }
+                ToolAction::Transfer(TransferTo::Named(who))
+                    if !is_e164(who) && find(&agent.people, who).is_none() =>
+                {
+                    self.add(
+                        format_args!("tools.{name}"),
+                        format_args!(
+                            "transfers to \"{who}\", who is not among people, nor a number"
+                        ),
+                    );
+                }
                 ToolAction::EnterStage { .. }
                 | ToolAction::N8n { .. }
                 | ToolAction::Reply(_)
@@ -228,6 +260,9 @@ impl Mistakes {
         }
         for (location, _) in agent.calendars.iter().filter(|(_, email)| !email.contains('@')) {
             self.add(format_args!("calendars.{location}"), "must be an e-mail address");
+        }
+        for (person, _) in agent.people.iter().filter(|(_, number)| !is_e164(number)) {
+            self.add(format_args!("people.{person}"), "must be a number like +4930123456");
         }
         if !agent.stages.contains_key(&agent.first_stage) {
             self.add(

@@ -11,6 +11,7 @@ mod happy;
 mod metrics;
 mod owner;
 mod sad;
+mod transfer;
 
 use std::error::Error;
 use std::thread;
