@@ -59,6 +59,7 @@ impl House {
             .setting("TWILIO_AUTH_TOKEN", AUTH_TOKEN)
             .setting("TWILIO_ACCOUNT_SID", ACCOUNT_SID)
             .setting("TWILIO_PHONE_NUMBER", OUR_NUMBER)
+            .setting("FALLBACK_NUMBER", "+442079461111")
             .setting("API_TOKEN", API_TOKEN)
             .setting("N8N_HMAC_SECRET", HMAC_SECRET)
             .setting("N8N_AUTH_HEADER", format!("X-Agent-Key: {HEADER_VALUE}"))
@@ -357,6 +358,9 @@ fn mistakes_in_agent_files_come_with_file_and_place() -> Outcome {
     let report = house.look(&[("AGENT_DIR", &place)])?;
     let mistake = "tools.transfer_to_person transfers to \"claims\", who is not among people";
     report.names("wrong", "agent", "agent.json", mistake, "correct agent.json");
+    let report = house.look(&[("FALLBACK_NUMBER", "")])?;
+    assert_eq!(report.status, Some(0), "{}", report.text);
+    report.names("skipped", "agent", "transfer", "transfer_to_person is not offered", "set it if");
 
     // Voices: a name that nobody has, one that two have, and two ids.
     let voice =

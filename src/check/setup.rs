@@ -12,7 +12,7 @@ use std::time::Duration;
 use super::report::{Finding, Topic, counted};
 use super::tunnel::public_url;
 use crate::Bridge;
-use crate::setup::agent::Agent;
+use crate::setup::agent::{Agent, Tool, ToolAction, TransferTo};
 use crate::setup::settings::{Config, settings_in_force};
 use crate::setup::stop::Stop;
 use crate::toolbox::http::trusted_roots;
@@ -117,6 +117,7 @@ fn look_at_agent(config: &mut Config, findings: &mut Vec<Finding>) -> Result<(Ag
             let tools = counted(agent.tools.len(), "tool");
             let what = format!("{}: {stages}, {tools}", agent.name);
             findings.push(Topic::new("agent", "files").ok(what));
+            findings.extend(nobody_to_put_through_to(config, &agent));
             return Ok((agent, true));
         }
         Err(mistakes) => mistakes,
@@ -125,6 +126,18 @@ fn look_at_agent(config: &mut Config, findings: &mut Vec<Finding>) -> Result<(Ag
     findings.extend(mistakes.iter().map(|mistake| agent_mistake(&place, mistake)));
     let agent = Agent::load(config).map_err(|mistakes| Stop::Failed(mistakes.join("\n")))?;
     Ok((agent, false))
+}
+
+fn nobody_to_put_through_to(config: &Config, agent: &Agent) -> Option<Finding> {
+    let to_fallback =
+        |tool: &Tool| matches!(tool.action, ToolAction::Transfer(TransferTo::Fallback(_)));
+    let (name, _) = agent.tools.iter().find(|(_, tool)| to_fallback(tool))?;
+    config.fallback_number.is_none().then(|| {
+        Topic::new("agent", "transfer").skipped(
+            format!("FALLBACK_NUMBER is not set, so {name} is not offered"),
+            "set it if there is somebody to put callers through to",
+        )
+    })
 }
 
 /// `NAME  is missing (where it comes from)`, `NAME  is "x": must be y`, `NAME  must be y`.
