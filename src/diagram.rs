@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::setup::agent::{Agent, Tool, ToolAction};
+use crate::setup::agent::{Agent, Tool, ToolAction, TransferTo};
 use crate::setup::stop::Stop;
 use crate::toolbox::log::say;
 use crate::usage::options;
@@ -46,7 +46,7 @@ pub(crate) fn mermaid(agent: &Agent) -> String {
     let mut nodes =
         vec!["flowchart TD".to_owned(), "    caller([\"a call comes in\"]) --> s0".into()];
     let mut lines = Vec::new();
-    let (mut ends, mut transfers) = (false, false);
+    let (mut ends, mut people) = (false, Vec::new());
     for stage in &stages {
         let from = number.get(stage).copied().unwrap_or_default();
         let mut label = vec![format!("<b>{}</b>", quoted(stage)), quoted(&speaker(agent, stage))];
@@ -60,12 +60,17 @@ pub(crate) fn mermaid(agent: &Agent) -> String {
                     ends = true;
                     "over".to_owned()
                 }
-                ToolAction::Transfer(_) => {
-                    transfers = true;
-                    "person".to_owned()
+                ToolAction::Transfer(to) => {
+                    let whom = whom(agent, to);
+                    let known = people.iter().position(|known| *known == whom);
+                    let at = known.unwrap_or_else(|| {
+                        people.push(whom);
+                        people.len() - 1
+                    });
+                    format!("p{at}")
                 }
                 ToolAction::N8n { .. } | ToolAction::Reply(_) | ToolAction::Ultravox { .. } => {
-                    label.push(format!("{}: {}", quoted(name), quoted(&what(tool))));
+                    label.push(format!("{}: {}", quoted(name), quoted(&what(agent, tool))));
                     continue;
                 }
             };
@@ -76,8 +81,8 @@ pub(crate) fn mermaid(agent: &Agent) -> String {
     if ends {
         nodes.push("    over([\"the call ends\"])".to_owned());
     }
-    if transfers {
-        nodes.push("    person([\"a person answers\"])".to_owned());
+    for (at, whom) in people.iter().enumerate() {
+        nodes.push(format!("    p{at}([\"{}\"])", quoted(whom)));
     }
     nodes.append(&mut lines);
     nodes.join("\n") + "\n"
@@ -98,7 +103,7 @@ pub(crate) fn plain(agent: &Agent) -> String {
         let first = if stage == agent.first_stage { " (first stage)" } else { "" };
         lines.push(format!("{}{first}: {}", one_line(stage), speaker(agent, stage)));
         for (name, tool) in tools_of(agent, stage) {
-            lines.push(format!("  {name:widest$}  {}", what(tool)));
+            lines.push(format!("  {name:widest$}  {}", what(agent, tool)));
         }
     }
     lines.join("\n") + "\n"
@@ -135,14 +140,25 @@ fn speaker(agent: &Agent, stage: &str) -> String {
 }
 
 /// Who does what a tool asks for, or where it leads.
-fn what(tool: &Tool) -> String {
+fn what(agent: &Agent, tool: &Tool) -> String {
     match &tool.action {
         ToolAction::EnterStage { stage, .. } => format!("-> {}", one_line(stage)),
         ToolAction::N8n { route, .. } => format!("by n8n, route {}", one_line(route)),
         ToolAction::Reply(_) => "by callbridge".to_owned(),
         ToolAction::HangUp(_) => "-> the call ends".to_owned(),
-        ToolAction::Transfer(_) => "-> a person answers".to_owned(),
+        ToolAction::Transfer(to) => format!("-> {}", one_line(&whom(agent, to))),
         ToolAction::Ultravox { .. } => "by Ultravox".to_owned(),
+    }
+}
+
+fn whom(agent: &Agent, to: &TransferTo) -> String {
+    match to {
+        TransferTo::Fallback(_) => "a person takes the call".to_owned(),
+        TransferTo::Named(who) => format!("{who} takes the call"),
+        TransferTo::Chosen { .. } => {
+            let names: Vec<&str> = agent.people.keys().map(String::as_str).collect();
+            format!("{} takes the call", names.join(" or "))
+        }
     }
 }
 

@@ -121,7 +121,7 @@ use subtle::ConstantTimeEq as _;
 use tiny_http::Method;
 use tungstenite::protocol::frame::coding::CloseCode;
 
-use crate::around::mend::{another_stream, resume_agent, rings_again, take_up};
+use crate::around::mend::{another_stream, note_accepted, resume_agent, rings_again, take_up};
 use crate::around::ready::{Readiness, keep_ready, ready};
 use crate::around::shutdown::{Phase, await_end};
 use crate::door::health::Identity;
@@ -135,7 +135,7 @@ use crate::parties::twilio::keys::Keys;
 use crate::parties::twilio::messages::FromTwilio;
 use crate::parties::twilio::stream::{self, CallerLeg};
 use crate::parties::twilio::{
-    Form, OUTGOING, SHARED_KEY, TWILIO_WEBHOOK, caller, is_final, is_sid, not_in_use, twiml,
+    Form, OUTGOING, REASON, SHARED_KEY, TWILIO_WEBHOOK, caller, is_final, is_sid, not_in_use, twiml,
 };
 use crate::parties::twilio::{signature_is_valid, why_invalid};
 use crate::parties::ultravox::body::{self, NewCall, Opening};
@@ -144,7 +144,7 @@ use crate::parties::ultravox::tool::{Invocation, ToolResult};
 use crate::parties::ultravox::{AGENT_WITHIN, AgentCall, Ultravox};
 use crate::records::delivery::{DELIVER_WITHIN, Delivery};
 use crate::records::ended_by::EndedBy;
-use crate::records::event::{Direction, Event, ToolAsked};
+use crate::records::event::{Direction, Event, ToolAsked, Transfer};
 use crate::records::journal::{Journal, Journals, WIRE_CHARS_MAX};
 use crate::records::outbox::Outbox;
 use crate::records::tap::{Exhibit, Tap};
@@ -335,9 +335,10 @@ fn route(bridge: &'static Bridge, request: &mut tiny_http::Request) -> Reply {
         }
         (Method::Post, "/incoming-call") => from_twilio(bridge, request, incoming_call),
         (Method::Post, "/stream-ended") => from_twilio(bridge, request, stream_ended),
+        (Method::Post, "/whisper") => from_twilio(bridge, request, whisper),
         (Method::Post, "/call-status") => from_twilio(bridge, request, call_status),
         (Method::Get | Method::Head, "/ready") => ready(bridge),
-        (_, "/incoming-call" | "/stream-ended" | "/call-status") => {
+        (_, "/incoming-call" | "/stream-ended" | "/whisper" | "/call-status") => {
             let method = request.method();
             let hint = "Twilio's webhook must be set to HTTP POST";
             log_refusal("method", format_args!("{method} {path}: {hint}"));
@@ -498,6 +499,8 @@ struct CallState {
     heard_last_word: bool,
     /// Why we have asked the agent to say something and go.
     told_to_leave: Option<EndedBy>,
+    /// Whom the agent has asked to put the caller through to.
+    transfer: Option<Transfer>,
     hang_up: Option<EndedBy>,
     /// Twilio has said `stop` before we have closed the stream: there is no caller any more.
     stopped: bool,
@@ -779,6 +782,9 @@ const LINE_BROKE: &str = "(The line was interrupted for a moment and is back. Sa
 /// What it is told when a transfer came to nothing.
 const NOBODY_ANSWERED: &str = "(The caller was to be put through to a person, but nobody answered. \
     Tell them so, apologise, do not greet again, and offer to help or to take a note.)";
+/// What it is told when the telephone was picked up, perhaps by a mailbox.
+const NOT_TAKEN: &str = "(The caller was to be put through to a person, who did not take the \
+    call. Tell them so, apologise, do not greet again, and offer to help or to take a note.)";
 
 /// Thread U: keeps the agent company until the caller is there, relays its voice, says goodbye,
 /// files the transcript, even after a panic. Steps 4 to 9 of one call, in one function.
@@ -876,8 +882,8 @@ enum Answer {
     },
     /// Say so, and ring this number instead of the agent.
     Person(String),
-    /// Ring this number; `/stream-ended` is to hear how that went.
-    Transfer(String),
+    /// Ring this person; `/stream-ended` is to hear how that went.
+    Transfer(Transfer),
     /// Say this, then hang up.
     Sentence(String),
     HangUp,
@@ -889,7 +895,7 @@ impl Answer {
         match self {
             Answer::Stream { token } => twiml::connect_stream(&config.public_url, token),
             Answer::Person(number) => twiml::say_and_dial(&config.public_url, &agent, number),
-            Answer::Transfer(number) => twiml::transfer(&config.public_url, number),
+            Answer::Transfer(transfer) => twiml::transfer(&config.public_url, transfer),
             Answer::Sentence(sentence) => twiml::say_and_hang_up(&agent.language, sentence),
             Answer::HangUp => twiml::hang_up(),
         }
@@ -914,8 +920,12 @@ impl Answer {
 
 /// A person if there is one to be had, else a sentence and the end.
 fn cannot_serve(bridge: &Bridge, sid: &str, sentence: &str) -> Answer {
-    let person = bridge.calls.put_through(&bridge.config, sid);
-    person.map_or_else(|| Answer::Sentence(sentence.to_owned()), Answer::Person)
+    match &bridge.config.fallback_number {
+        Some(number) if bridge.calls.put_through(&bridge.config, sid) => {
+            Answer::Person(number.clone())
+        }
+        _ => Answer::Sentence(sentence.to_owned()),
+    }
 }
 
 impl Call {
@@ -1378,6 +1388,8 @@ impl<'a> Act<'a> {
             }
             // The agent leaves; step 8 lets Twilio ring the person.
             ToolAction::Transfer(_) => {
+                lock(&self.call.state).transfer =
+                    invocation.transfer(tool, &self.call.files, &self.call.bridge.config);
                 self.leaving = Some((EndedBy::Transferred, run.began));
                 ToolResult::HangUp
             }
@@ -1608,21 +1620,21 @@ fn await_last_word(call: &Call, caller: &CallerLeg) {
 /// what comes next.
 fn stream_ended(bridge: &'static Bridge, form: &Form) -> Reply {
     let sid = form.get("CallSid");
-    let (status, dial_status) = (form.get("CallStatus"), form.get("DialCallStatus"));
-    Reply::twiml(what_comes_next(bridge, sid, status, dial_status).twiml(bridge))
+    Reply::twiml(what_comes_next(bridge, sid, form).twiml(bridge))
 }
 
-/// `dial_status` is empty unless a person was rung for the caller.
-fn what_comes_next(
-    bridge: &'static Bridge,
-    sid: &str,
-    call_status: &str,
-    dial_status: &str,
-) -> Answer {
+/// The form has a `DialCallStatus` if a person was rung for the caller. That somebody picked up
+/// (`completed`) says nothing, mailboxes do that; `DialBridged` says that they took the call.
+fn what_comes_next(bridge: &'static Bridge, sid: &str, form: &Form) -> Answer {
     bridge.calls.await_filed(sid);
     bridge.calls.left_person(sid);
     let call = bridge.calls.find(sid);
-    if is_final(call_status) || matches!(dial_status, "completed" | "answered") {
+    let dial_status = form.get("DialCallStatus");
+    let is_accepted = form.get("DialBridged") == "true";
+    if is_accepted {
+        note_accepted(bridge, sid);
+    }
+    if is_final(form.get("CallStatus")) || is_accepted {
         if let Some(call) = call.filter(|_| dial_status.is_empty()) {
             call.hang_up(EndedBy::CallerLeft);
         }
@@ -1630,24 +1642,29 @@ fn what_comes_next(
         return Answer::HangUp;
     }
     if !dial_status.is_empty() {
-        log!(Sid { sid }, Info, Goodbye, "nobody answered the transfer ({dial_status})");
-        return take_up(bridge, sid, NOBODY_ANSWERED);
+        log!(Sid { sid }, Info, Goodbye, "nobody took the transferred call ({dial_status})");
+        let is_picked_up = matches!(dial_status, "completed" | "answered");
+        return take_up(bridge, sid, if is_picked_up { NOT_TAKEN } else { NOBODY_ANSWERED });
     }
     match (call.filter(|call| !call.is_over()), bridge.calls.how_it_ended(sid)) {
         (Some(call), _) => another_stream(&call),
-        (None, Some(how)) => after_the_agent(bridge, sid, how),
+        (None, Some((how, transfer))) => after_the_agent(bridge, sid, how, transfer),
         (None, None) => take_up(bridge, sid, LINE_BROKE),
     }
 }
 
-fn after_the_agent(bridge: &Bridge, sid: &str, how: EndedBy) -> Answer {
+fn after_the_agent(bridge: &Bridge, sid: &str, how: EndedBy, transfer: Option<Transfer>) -> Answer {
     let agent = bridge.agent.get();
     let apology = &agent.phrases.apology;
     match how {
-        EndedBy::Transferred => {
-            let person = bridge.calls.put_through(&bridge.config, sid);
-            person.map_or_else(|| Answer::Sentence(apology.clone()), Answer::Transfer)
-        }
+        EndedBy::Transferred => match transfer.filter(|transfer| is_e164(&transfer.number)) {
+            Some(transfer) if bridge.calls.put_through(&bridge.config, sid) => {
+                Answer::Transfer(transfer)
+            }
+            Some(_) => Answer::Sentence(apology.clone()),
+            // A journal need not know whom it was to be.
+            None => cannot_serve(bridge, sid, apology),
+        },
         EndedBy::AgentLost | EndedBy::NoAgent | EndedBy::NeverStreamed => {
             cannot_serve(bridge, sid, apology)
         }
@@ -1660,6 +1677,26 @@ fn after_the_agent(bridge: &Bridge, sid: &str, how: EndedBy) -> Answer {
         | EndedBy::ShuttingDown
         | EndedBy::ProcessDied => Answer::HangUp,
     }
+}
+
+/// The key with which a person takes a call. Every other one refuses it.
+const TAKES_IT: &str = "1";
+
+/// `POST /whisper`: the person whom we ring for the caller has picked up, and hears who calls and
+/// why; and once more for the key that they press. Whoever presses none is hung up on.
+fn whisper(bridge: &'static Bridge, form: &Form) -> Reply {
+    let (config, agent) = (&bridge.config, bridge.agent.get());
+    Reply::twiml(match form.get("Digits") {
+        "" => {
+            let sentence = agent.whisper(form.get(REASON));
+            twiml::whisper(&config.public_url, &agent.language, &sentence)
+        }
+        TAKES_IT => {
+            note_accepted(bridge, form.get("ParentCallSid"));
+            twiml::take_the_call()
+        }
+        _ => twiml::hang_up(),
+    })
 }
 
 /// `POST /call-status`: optional for calls that come in, asked for by us for calls that go out. It
@@ -1724,7 +1761,8 @@ fn after(call: &Call) {
     };
     if how == EndedBy::Transferred {
         // The caller may come back. Until that is decided, the call has no end.
-        call.journal.note(&Event::Transfer);
+        let transfer = lock(&call.state).transfer.clone().unwrap_or_default();
+        call.journal.note(&Event::Transfer(transfer));
     } else {
         call.journal.note(&Event::End { ended_by: how });
         CALLS.of(&[&how.to_string()]).add();

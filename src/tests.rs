@@ -77,7 +77,7 @@ fn a_call_whose_thread_dies_is_ended_and_filed() {
     assert!(call.has_stream(&Arc::new(leg)));
     agent_thread(&call, line, || panic!("on purpose"));
     assert!(bridge.calls.all().is_empty(), "it still has its line");
-    assert_eq!(bridge.calls.how_it_ended("CA1"), Some(EndedBy::AgentLost));
+    assert_eq!(bridge.calls.how_it_ended("CA1"), Some((EndedBy::AgentLost, None)));
     assert_eq!(bridge.outbox.waiting(), 1, "its transcript is lost");
     let mut goodbye = [0; 4];
     twilio.read_exact(&mut goodbye).unwrap();

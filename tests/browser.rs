@@ -756,7 +756,7 @@ fn a_broken_stream_is_followed_by_the_next_and_hanging_up_ends_it() -> Outcome {
 }
 
 #[test]
-fn a_caller_is_put_through_and_comes_back_when_nobody_answers() -> Outcome {
+fn a_caller_is_put_through_and_comes_back_until_a_person_takes_the_call() -> Outcome {
     let Some(mut browser) = Browser::start()? else { return Ok(()) };
     let world = world(builder().setting("FALLBACK_NUMBER", "+442079461111"))?;
     browser.open(&world, "")?;
@@ -764,19 +764,27 @@ fn a_caller_is_put_through_and_comes_back_when_nobody_answers() -> Outcome {
     browser.click("#dial")?;
     let agent = world.ultravox.next_call(PATIENCE)?;
     browser.wait("phone.state === 'talking'")?;
-    agent.wait_result(&agent.invoke("transfer_to_person", &json!({}))?)?;
+    let reason = json!({"reason": "Anna Berg, about \"Söhne\" & <b>"});
+    agent.wait_result(&agent.invoke("transfer_to_person", &reason)?)?;
     agent.close()?;
     browser.wait("text('#phone-words').includes('+442079461111')")?;
-    browser.click("#no-answer")?;
-    let agent = world.ultravox.next_call(PATIENCE)?;
-    browser.wait("phone.state === 'talking'")?;
-    agent.wait_result(&agent.invoke("transfer_to_person", &json!({}))?)?;
-    agent.close()?;
-    browser.wait("phone.state === 'transferred'")?;
-    browser.click("#answers")?;
+    browser
+        .wait("text('#phone-words').includes('Anna Berg, about \"Söhne\" & <b>. To take it')")?;
+    browser.wait("text('#said').includes('They are told: “Anna Berg, about')")?;
+    for (button, knows) in [("#no-answer", "nobody answered"), ("#declines", "did not take the")] {
+        browser.click(button)?;
+        let agent = world.ultravox.next_call(PATIENCE)?;
+        assert!(agent.request().to_string().contains(knows), "{}", agent.request());
+        browser.wait("phone.state === 'talking'")?;
+        agent.wait_result(&agent.invoke("transfer_to_person", &reason)?)?;
+        agent.close()?;
+        browser.wait("phone.state === 'transferred'")?;
+    }
+    browser.click("#accepts")?;
+    browser.wait("text('#said').includes('The person took the call.')")?;
     browser.wait(
         "phone.state === 'idle' && view.ended && text('.fate').startsWith(
-        'The caller was put through to a person.') && !text('.fate').includes('not known yet')",
+        'The caller was put through to a person, who took the call.')",
     )?;
     browser.check_rules(&world)
 }

@@ -59,6 +59,7 @@ impl House {
             .setting("TWILIO_AUTH_TOKEN", AUTH_TOKEN)
             .setting("TWILIO_ACCOUNT_SID", ACCOUNT_SID)
             .setting("TWILIO_PHONE_NUMBER", OUR_NUMBER)
+            .setting("FALLBACK_NUMBER", "+442079461111")
             .setting("API_TOKEN", API_TOKEN)
             .setting("N8N_HMAC_SECRET", HMAC_SECRET)
             .setting("N8N_AUTH_HEADER", format!("X-Agent-Key: {HEADER_VALUE}"))
@@ -374,8 +375,17 @@ fn mistakes_in_agent_files_come_with_file_and_place() -> Outcome {
     report.leaves_the_others_alone(&before, &["agent", "Ultravox"]);
     report.names("ok", "Ultravox", "account", "", "");
 
-    // Voices: a name that nobody has, one that two have, and two ids.
     fs::copy(format!("{source}/call_summary.md"), directory.join("call_summary.md"))?;
+    // A person whom nobody knows.
+    fs::write(&file, right.replace("\"transfer\": true", "\"transfer\": \"claims\""))?;
+    let report = house.look(&[("AGENT_DIR", &place)])?;
+    let mistake = "tools.transfer_to_person transfers to \"claims\", who is not among people";
+    report.names("wrong", "agent", "agent.json", mistake, "correct agent.json");
+    let report = house.look(&[("FALLBACK_NUMBER", "")])?;
+    assert_eq!(report.status, Some(0), "{}", report.text);
+    report.names("skipped", "agent", "transfer", "transfer_to_person is not offered", "set it if");
+
+    // Voices: a name that nobody has, one that two have, and two ids.
     let voice =
         |name: &str| right.replace("\"voice\": \"Mark\"", &format!("\"voice\": \"{name}\""));
     fs::write(&file, voice("mark"))?;

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use crate::owner::lines::{Admission, NoLine};
 use crate::parties::ultravox::leg::AgentLeg;
 use crate::records::ended_by::EndedBy;
+use crate::records::event::Event;
 use crate::records::journal::{Journal, Unclaimed};
 use crate::records::past::PastCall;
 use crate::records::tap::{Exhibit, Tap};
@@ -20,7 +21,7 @@ use crate::toolbox::log::{Sid, log};
 use crate::toolbox::metrics::{RESUMES, refused};
 use crate::toolbox::threads::{lock, wait};
 use crate::{
-    Answer, Bridge, Call, CallState, IncomingCall, LINE_BROKE, NOBODY_ANSWERED, Opening,
+    Answer, Bridge, Call, CallState, IncomingCall, LINE_BROKE, NOBODY_ANSWERED, NOT_TAKEN, Opening,
     after_the_agent, cannot_serve, connect_to_agent, first_words, join_agent,
 };
 
@@ -61,7 +62,7 @@ pub(crate) fn rings_again(bridge: &'static Bridge, incoming: &IncomingCall) -> O
     let (sid, is_ours) = (incoming.sid, incoming.order.is_some());
     let answer = match bridge.calls.how_it_ended(sid) {
         // Its caller is still to hear why.
-        Some(EndedBy::NoAgent) => {
+        Some((EndedBy::NoAgent, _)) => {
             return Some(cannot_serve(bridge, sid, &bridge.agent.get().phrases.apology));
         }
         Some(_) => Answer::HangUp,
@@ -79,14 +80,14 @@ pub(crate) fn rings_again(bridge: &'static Bridge, incoming: &IncomingCall) -> O
 }
 
 /// A call that no thread of this process knows, but whose journal says that it is not over: a
-/// process has died with it, or a person did not answer. It goes on with a new agent, in the same
+/// process has died with it, or a person did not take it. It goes on with a new agent, in the same
 /// stage, with all that was said. If it was still ringing, it begins.
 pub(crate) fn take_up(bridge: &'static Bridge, sid: &str, what_happened: &'static str) -> Answer {
     let agent = bridge.agent.get();
     let phrases = &agent.phrases;
     let sorry = |sentence: &str| match what_happened {
         // Not the same person again.
-        NOBODY_ANSWERED => Answer::Sentence(sentence.to_owned()),
+        NOBODY_ANSWERED | NOT_TAKEN => Answer::Sentence(sentence.to_owned()),
         _ => cannot_serve(bridge, sid, sentence),
     };
     let (journal, past) = match bridge.journals.take_up(sid) {
@@ -113,8 +114,8 @@ pub(crate) fn take_up(bridge: &'static Bridge, sid: &str, what_happened: &'stati
     if past.ended_by.is_some() {
         return Answer::HangUp;
     }
-    if past.transferred && what_happened == LINE_BROKE {
-        return after_the_agent(bridge, sid, EndedBy::Transferred);
+    if past.transfer.is_some() && what_happened == LINE_BROKE {
+        return after_the_agent(bridge, sid, EndedBy::Transferred, past.transfer);
     }
     let (was_answered, first_message) = (past.was_answered, past.first_message.clone());
     match bridge.calls.admit(sid, || Call::from_journal(bridge, journal, past)) {
@@ -135,6 +136,20 @@ pub(crate) fn take_up(bridge: &'static Bridge, sid: &str, what_happened: &'stati
             refused(reason);
             sorry(&phrases.busy)
         }
+    }
+}
+
+/// A person takes the call, so it is filed as one that was put through, whichever process does
+/// that. It may be told twice: by the key that they press, and when the call is over.
+pub(crate) fn note_accepted(bridge: &Bridge, sid: &str) {
+    match bridge.journals.take_up(sid) {
+        Ok((journal, past)) if past.transfer.is_some() && !past.accepted => {
+            log!(Sid { sid }, Info, Goodbye, "the person takes the call");
+            journal.note(&Event::Accepted);
+            bridge.journals.settle();
+        }
+        Ok(_) => {}
+        Err(why) => log!(Sid { sid }, Warn, Goodbye, "taken by a person; its journal: {why:?}"),
     }
 }
 

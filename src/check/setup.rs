@@ -12,7 +12,7 @@ use super::report::{Finding, Topic};
 use super::tunnel::public_url;
 use crate::Bridge;
 use crate::parties::ultravox::body::LONGEST_CALL;
-use crate::setup::agent::Agent;
+use crate::setup::agent::{Agent, Tool, ToolAction, TransferTo};
 use crate::setup::agent_in_force::AgentInForce;
 use crate::setup::settings::{Config, set_twice, settings_in_force};
 use crate::setup::stop::Stop;
@@ -20,10 +20,11 @@ use crate::toolbox::http::trusted_roots;
 use crate::toolbox::text::counted;
 
 /// The paths that Twilio, n8n and people ask for here.
-const ENDPOINTS: [&str; 10] = [
+const ENDPOINTS: [&str; 11] = [
     "/incoming-call",
     "/media-stream",
     "/stream-ended",
+    "/whisper",
     "/call-status",
     "/outgoing-call",
     "/browser-call",
@@ -146,6 +147,7 @@ fn look_at_agent(config: &mut Config, findings: &mut Vec<Finding>) -> Result<(Ag
             let tools = counted(agent.tools.len(), "tool");
             let what = format!("{}: {stages}, {tools}", agent.name);
             findings.push(Topic::new("agent", "files").ok(what));
+            findings.extend(nobody_to_put_through_to(config, &agent));
             return Ok((agent, true));
         }
         Err(mistakes) => mistakes,
@@ -154,6 +156,18 @@ fn look_at_agent(config: &mut Config, findings: &mut Vec<Finding>) -> Result<(Ag
     findings.extend(mistakes.iter().map(|mistake| agent_mistake(&place, mistake)));
     let agent = Agent::load(config).map_err(|mistakes| Stop::Failed(mistakes.join("\n")))?;
     Ok((agent, false))
+}
+
+fn nobody_to_put_through_to(config: &Config, agent: &Agent) -> Option<Finding> {
+    let to_fallback =
+        |tool: &Tool| matches!(tool.action, ToolAction::Transfer(TransferTo::Fallback(_)));
+    let (name, _) = agent.tools.iter().find(|(_, tool)| to_fallback(tool))?;
+    config.fallback_number.is_none().then(|| {
+        Topic::new("agent", "transfer").skipped(
+            format!("FALLBACK_NUMBER is not set, so {name} is not offered"),
+            "set it if there is somebody to put callers through to",
+        )
+    })
 }
 
 /// `NAME  is missing (where it comes from)`, `NAME  is "x": must be y`, `NAME  must be y`.

@@ -62,6 +62,8 @@ mod live;
 mod microphone;
 mod n8n;
 pub mod objections;
+#[cfg(test)]
+mod person;
 mod phone;
 #[cfg(test)]
 mod rest;
@@ -94,6 +96,7 @@ pub use self::{
     microphone::Talking,
     n8n::{BOOKED, FIRST_MESSAGE, N8nRequest},
     objections::{tool_names, tools_objection},
+    person::Person,
     phone::{Heard, HeardAt, Marks, Phone},
     rest::Order,
     socket::Ending,

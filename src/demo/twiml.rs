@@ -21,6 +21,15 @@ pub struct Twiml {
     pub dial: Option<String>,
     /// `<Dial action>`
     pub dial_action: Option<String>,
+    /// `<Dial answerOnBridge>`
+    #[cfg(test)]
+    pub answer_on_bridge: bool,
+    /// `<Number url>`
+    #[cfg(test)]
+    pub whisper: Option<String>,
+    /// `<Gather action>`
+    #[cfg(test)]
+    pub gather: Option<String>,
     /// Whether there is a `<Hangup/>`.
     pub hangs_up: bool,
     /// The names of all elements in order, `Response` first.
@@ -44,6 +53,16 @@ impl Twiml {
             let name = element.tag_name().name();
             if name == "Dial" {
                 twiml.dial_action = attribute("action");
+            }
+            #[cfg(test)]
+            match name {
+                "Dial" => {
+                    twiml.answer_on_bridge =
+                        attribute("answerOnBridge").is_some_and(|value| value == "true");
+                }
+                "Number" => twiml.whisper = attribute("url"),
+                "Gather" => twiml.gather = attribute("action"),
+                _ => {}
             }
             match name {
                 "Connect" => twiml.action = attribute("action"),

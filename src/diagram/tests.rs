@@ -56,6 +56,41 @@ fn a_diagram_survives_any_name_of_a_stage() {
 }
 
 #[test]
+fn the_diagram_shows_who_takes_a_call() {
+    let mut agent = small_agent();
+    agent["people"] = json!({"Claims": "+4930555001", "Sales \"&\" more": "+4930555002"});
+    let transfers = [
+        ("any", json!(true)),
+        ("again", json!(true)),
+        ("claims", json!("claims")),
+        ("number", json!("+4930555003")),
+        ("chosen", json!({"person": "who"})),
+    ];
+    let who = json!({"type": "object", "properties": {"who": {"type": "string"}},
+        "required": ["who"]});
+    for (name, to) in &transfers {
+        agent["tools"][name] = json!({"description": "x", "transfer": to, "parameters": who});
+    }
+    agent["stages"]["second"]["tools"] = transfers.iter().map(|(name, _)| json!(name)).collect();
+    let agent = read_agent(&agent.to_string(), HELLO).ok().unwrap();
+    check_diagram(&agent);
+    let diagram = diagram::mermaid(&agent);
+    for wanted in [
+        "p0([\"a person takes the call\"])",
+        "p1([\"claims takes the call\"])",
+        "p2([\"#43;4930555003 takes the call\"])",
+        "p3([\"Claims or Sales #34;#38;#34; more takes the call\"])",
+        "s1 -->|\"any\"| p0",
+        "s1 -->|\"again\"| p0",
+        "s1 -->|\"chosen\"| p3",
+    ] {
+        assert!(diagram.contains(wanted), "{wanted}: {diagram}");
+    }
+    let plain = diagram::plain(&agent);
+    assert!(plain.contains("\n  claims  -> claims takes the call\n"), "{plain}");
+}
+
+#[test]
 fn the_docs_show_the_diagram_of_the_built_in_agent() {
     let readme = include_str!("../../docs/agent-files.md");
     let shown = readme.split("```mermaid\n").nth(1).and_then(|rest| rest.split("```").next());

@@ -242,7 +242,7 @@ impl Summary {
             speaking: None,
             lines: call.lines,
             delivered: (has_n8n && call.lines > 0).then_some(past.delivered),
-            transferred: past.transferred,
+            transferred: past.transfer.is_some(),
             failed: call.is_failure(),
             failures: past.tally.failed().iter().cloned().chain(filing).collect(),
             turn_ms: past.tally.median_turn_ms(),

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use crate::parties::twilio::twiml::TRANSFER_RINGS;
 use crate::records::delivery::TRANSFER_MAX;
 use crate::records::ended_by::EndedBy;
-use crate::records::event::Direction;
+use crate::records::event::{Direction, Transfer};
 use crate::setup::settings::Config;
 use crate::toolbox::text::{is_e164, shorten_number};
 use crate::toolbox::threads::{lock, wait};
@@ -38,13 +38,16 @@ pub(crate) struct Calls {
 struct CallList {
     live: HashMap<String, Arc<Call>>,
     /// The latest ends, oldest first: a `/stream-ended` may come after its call is gone.
-    ended: VecDeque<(String, EndedBy)>,
+    ended: VecDeque<(String, HowItEnded)>,
     last_end: Option<Instant>,
     /// When each number has called within the last hour.
     recent: HashMap<String, Vec<Instant>>,
     /// Calls that a person has, or is rung for, and when that is over at the latest.
     with_person: HashMap<String, Instant>,
 }
+
+/// And, if the caller is being put through, to whom.
+pub(crate) type HowItEnded = (EndedBy, Option<Transfer>);
 
 /// What becomes of a call that wants a line.
 pub(crate) enum Admission {
@@ -112,17 +115,15 @@ impl Calls {
         Admission::Yours(Arc::clone(&call), LineInUse(call))
     }
 
-    /// The number of the person whom this call may be put through to. As many may as there are
-    /// lines.
-    pub(crate) fn put_through(&self, config: &Config, sid: &str) -> Option<String> {
-        let number = config.fallback_number.as_ref()?;
+    /// Whether this call may be put through to a person. As many may as there are lines.
+    pub(crate) fn put_through(&self, config: &Config, sid: &str) -> bool {
         let with_person = &mut lock(&self.list).with_person;
         with_person.retain(|_, until| Instant::now() < *until);
         let may = with_person.len() < config.max_calls.get() || with_person.contains_key(sid);
-        may.then(|| {
+        if may {
             with_person.insert(sid.to_owned(), Instant::now() + TRANSFER_RINGS + TRANSFER_MAX);
-            number.clone()
-        })
+        }
+        may
     }
 
     /// The person has hung up, or never answered; or the caller has left.
@@ -151,11 +152,14 @@ impl Calls {
         lock(&self.list).live.values().cloned().collect()
     }
 
-    pub(crate) fn how_it_ended(&self, sid: &str) -> Option<EndedBy> {
+    pub(crate) fn how_it_ended(&self, sid: &str) -> Option<HowItEnded> {
         let list = lock(&self.list);
-        let live = list.live.get(sid).and_then(|call| lock(&call.state).how_it_ended());
+        let live = list.live.get(sid).and_then(|call| {
+            let state = lock(&call.state);
+            Some((state.how_it_ended()?, state.transfer.clone()))
+        });
         live.or_else(|| {
-            list.ended.iter().rev().find(|(ended, _)| ended == sid).map(|(_, how)| *how)
+            list.ended.iter().rev().find(|(ended, _)| ended == sid).map(|(_, how)| how.clone())
         })
     }
 
@@ -209,7 +213,10 @@ impl CallList {
 
 impl Drop for LineInUse {
     fn drop(&mut self) {
-        let how = lock(&self.0.state).how_it_ended().unwrap_or(EndedBy::NoAgent);
+        let how = {
+            let state = lock(&self.0.state);
+            (state.how_it_ended().unwrap_or(EndedBy::NoAgent), state.transfer.clone())
+        };
         let calls = &self.0.bridge.calls;
         let mut list = lock(&calls.list);
         list.live.remove(&self.0.sid);

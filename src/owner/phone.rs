@@ -8,7 +8,7 @@
 use serde_json::{Value, json};
 
 use crate::door::reply::Reply;
-use crate::parties::twilio::is_sid;
+use crate::parties::twilio::{Form, is_sid};
 use crate::records::event::Direction;
 use crate::records::past::PastCall;
 use crate::toolbox::random::random_hex;
@@ -53,6 +53,16 @@ impl Answer {
         }
     }
 
+    /// What the person would be told.
+    fn whisper(&self, bridge: &Bridge) -> Option<String> {
+        match self {
+            Answer::Transfer(transfer) => Some(bridge.agent.get().whisper(&transfer.reason)),
+            Answer::Stream { .. } | Answer::Person(_) | Answer::Sentence(_) | Answer::HangUp => {
+                None
+            }
+        }
+    }
+
     /// Where the stream opens, at the address that the page came from.
     fn stream_path(&self) -> Option<String> {
         match self {
@@ -63,8 +73,8 @@ impl Answer {
 }
 
 /// `POST /browser-call/{sid}/stream-ended`: what Twilio asks at `/stream-ended`, asked by the page.
-/// `callStatus` and `dialCallStatus` in the body mean what they mean in Twilio's form: the page
-/// rings nobody, but it can tell that nobody has answered.
+/// `callStatus`, `dialCallStatus` and `dialBridged` in the body mean what they mean in Twilio's
+/// form: the page rings nobody, but it can tell what came of it.
 pub(crate) fn browser_stream_ended(bridge: &'static Bridge, url: &str, order: &Value) -> Reply {
     let sid = browser_stream(url.split('?').next().unwrap_or_default()).unwrap_or_default();
     // With the number of a call of Twilio's, this would cut it.
@@ -79,11 +89,17 @@ pub(crate) fn browser_stream_ended(bridge: &'static Bridge, url: &str, order: &V
     if direction != Some(Direction::Browser) {
         return Reply::error(404, "this is no call of the page's phone");
     }
-    let status = order["callStatus"].as_str().unwrap_or_default();
-    let dial_status = order["dialCallStatus"].as_str().unwrap_or_default();
-    let answer = what_comes_next(bridge, sid, status, dial_status);
+    let fields = [
+        ("callStatus", "CallStatus"),
+        ("dialCallStatus", "DialCallStatus"),
+        ("dialBridged", "DialBridged"),
+    ];
+    let field = |(ours, twilios)| Some((String::from(twilios), order[ours].as_str()?.to_owned()));
+    let form = Form(fields.into_iter().filter_map(field).collect());
+    let answer = what_comes_next(bridge, sid, &form);
     let (twiml, path) = (answer.twiml(bridge), answer.stream_path());
-    Reply::json(200, &json!({"twiml": twiml, "streamPath": path}))
+    let whisper = answer.whisper(bridge);
+    Reply::json(200, &json!({"twiml": twiml, "streamPath": path, "whisper": whisper}))
 }
 
 /// The call in `/browser-call/{sid}/stream-ended`.

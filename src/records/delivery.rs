@@ -96,11 +96,12 @@ impl Delivery {
 
     /// What an earlier process has not delivered. A call without an end may be taken up first.
     pub(crate) fn left_behind(past: PastCall, path: PathBuf) -> Delivery {
-        let (ended_by, may_go_on_for) = match (past.ended_by, past.transferred) {
-            (None, true) => (EndedBy::Transferred, transfer_max(past.direction)),
-            (None, false) => (EndedBy::ProcessDied, TAKE_UP_WITHIN),
-            (Some(ended_by), _) => (ended_by, Duration::ZERO),
+        let may_go_on_for = match (past.ended_by, &past.transfer) {
+            (None, Some(_)) => transfer_max(past.direction),
+            (None, None) => TAKE_UP_WITHIN,
+            (Some(_), _) => Duration::ZERO,
         };
+        let ended_by = past.came_to();
         // A journal whose first line is spoilt still has a name.
         let sid = if past.sid.is_empty() { sid_of(&path).to_owned() } else { past.sid };
         Delivery {
@@ -128,7 +129,10 @@ impl Delivery {
             Ok(past) if past.delivered => return Claim::Delivered,
             Ok(past) if past.sid == self.sid => {
                 self.unfinished &= past.ended_by.is_none();
-                self.ended_by = past.ended_by.unwrap_or(self.ended_by);
+                self.ended_by = match (past.ended_by, &past.transfer) {
+                    (None, None) => self.ended_by,
+                    (Some(_), _) | (None, Some(_)) => past.came_to(),
+                };
                 if past.transcript.utterances().len() >= self.transcript.utterances().len() {
                     self.transcript = past.transcript;
                 }

@@ -26,7 +26,7 @@ pub(crate) enum EndedBy {
     AgentLost,
     /// `MAX_CALL_SECONDS`.
     TooLong,
-    /// The caller was put through to a person.
+    /// The caller was put through to a person, who took the call.
     Transferred,
     /// An answering machine has picked up our call.
     Machine,

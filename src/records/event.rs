@@ -104,7 +104,9 @@ pub(crate) enum Event {
         ms: u64,
     },
     /// 8: the caller is being put through to a person, and may come back.
-    Transfer,
+    Transfer(Transfer),
+    /// 8: that person has said that they take the call.
+    Accepted,
     /// 9: nothing more will come of this call.
     End {
         #[serde(deserialize_with = "lenient")]
@@ -129,6 +131,19 @@ pub(crate) struct ToolAsked {
     /// In which the agent was when it asked.
     pub(crate) stage: String,
     pub(crate) arguments: Value,
+}
+
+/// Whom a caller is put through to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub(crate) struct Transfer {
+    /// Among the agent's `people`. Empty: only the number is known.
+    #[serde(default, deserialize_with = "lenient")]
+    pub(crate) person: String,
+    #[serde(default, deserialize_with = "lenient")]
+    pub(crate) number: String,
+    /// What the agent has to tell them: who calls, and why.
+    #[serde(default, deserialize_with = "lenient")]
+    pub(crate) reason: String,
 }
 
 /// Safe because serde has read all fields of an event by the time it looks at one.

@@ -216,7 +216,10 @@ impl Journal {
     /// Never waits for the disk, and never fails: the transcript is in memory as well.
     pub(crate) fn note(&self, event: &Event) {
         // A short list, so that a new event is thought about when it is made.
-        let sync = matches!(event, Event::End { .. } | Event::Transfer | Event::Delivered);
+        let sync = matches!(
+            event,
+            Event::End { .. } | Event::Transfer(_) | Event::Accepted | Event::Delivered
+        );
         lock(&self.tally).apply(event);
         let Some(line) = line(event) else { return };
         let (path, is_incomplete) = (Arc::clone(&self.path), Arc::clone(&self.is_incomplete));

@@ -17,7 +17,7 @@ use serde::Deserialize as _;
 use serde_json::Value;
 
 use crate::records::ended_by::EndedBy;
-use crate::records::event::{Direction, Event};
+use crate::records::event::{Direction, Event, Transfer};
 use crate::records::tally::Tally;
 use crate::records::transcript::Transcript;
 use crate::toolbox::time::since;
@@ -44,8 +44,10 @@ pub(crate) struct PastCall {
     pub(crate) agent_ids: Vec<String>,
     /// None: it did not end, as far as the journal knows.
     pub(crate) ended_by: Option<EndedBy>,
-    /// The caller was put through to a person, and what came of it is not known yet.
-    pub(crate) transferred: bool,
+    /// The caller is being put through to this person, and nobody has taken the call up since.
+    pub(crate) transfer: Option<Transfer>,
+    /// That person has taken the call.
+    pub(crate) accepted: bool,
     pub(crate) transcript: Transcript,
     pub(crate) tally: Tally,
     pub(crate) delivered: bool,
@@ -88,6 +90,16 @@ impl PastCall {
         }
     }
 
+    /// What becomes of a call that nobody takes up again.
+    pub(crate) fn came_to(&self) -> EndedBy {
+        match (self.ended_by, &self.transfer) {
+            (Some(ended_by), _) => ended_by,
+            (None, Some(_)) if self.accepted => EndedBy::Transferred,
+            (None, Some(_)) => EndedBy::CallerLeft,
+            (None, None) => EndedBy::ProcessDied,
+        }
+    }
+
     pub(crate) fn apply(&mut self, event: Event) {
         self.tally.apply(&event);
         match event {
@@ -101,12 +113,13 @@ impl PastCall {
             Event::Agent { call_id, agent } => {
                 self.agent_ids.push(call_id.clone());
                 (self.agent_id, self.agents) = (call_id, agent);
-                self.transferred = false;
+                (self.transfer, self.accepted) = (None, false);
             }
             Event::Stream { .. } => self.was_answered = true,
             Event::Stage { stage } => self.stage = stage,
             Event::Said(utterance) => self.transcript.remember(utterance),
-            Event::Transfer => self.transferred = true,
+            Event::Transfer(transfer) => self.transfer = Some(transfer),
+            Event::Accepted => self.accepted = true,
             Event::End { ended_by } => self.ended_by = Some(ended_by),
             Event::Undelivered { why } => self.trouble = why,
             Event::Delivered => self.delivered = true,

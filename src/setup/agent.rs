@@ -1,4 +1,4 @@
-//! The agent: stages, tools, calendars and phrases, as steps 3 and 7 use them.
+//! The agent: stages, tools, calendars, people and phrases, as steps 3 and 7 use them.
 //!
 //! It is data, in files that a person can edit without Rust: `agent.json` and the prompts that it
 //! names, from `AGENT_DIR` or, without that, those that are compiled in. [`Agent::load`] reads and
@@ -20,6 +20,7 @@ use crate::setup::agent_in_force::{Seen, look_at};
 use crate::setup::settings::{Config, settings_in_force};
 use crate::setup::stop::{Stop, needs_attention};
 use crate::setup::values::Settings;
+use crate::toolbox::text::fill;
 
 /// The longest `timeout_s` in the agent's file.
 pub(crate) const TOOL_WITHIN_MAX: Duration = Duration::from_secs(30);
@@ -36,6 +37,8 @@ pub(crate) struct Agent {
     pub(crate) tools: BTreeMap<String, Tool>,
     /// Location -> calendar e-mail.
     pub(crate) calendars: BTreeMap<String, String>,
+    /// Name -> telephone number.
+    pub(crate) people: BTreeMap<String, String>,
 }
 
 /// Sentences that are said for the agent, in the agent's language.
@@ -49,6 +52,8 @@ pub(crate) struct Phrases {
     pub(crate) time_is_up: String,
     pub(crate) closing: String,
     pub(crate) cut_short: String,
+    /// To the person whom a caller is put through to.
+    pub(crate) whisper: String,
 }
 
 /// A part of the conversation. Entering it replaces prompt, voice and the set of tools.
@@ -93,14 +98,30 @@ pub(crate) enum ToolAction {
     /// Answers from here, with `{param}` filled in.
     Reply(String),
     HangUp(bool),
-    /// Puts the caller through to `FALLBACK_NUMBER`.
-    Transfer(bool),
+    /// Puts the caller through to a person. A `reason` among the parameters is told to them.
+    Transfer(TransferTo),
     /// A tool that Ultravox runs itself; we only offer it.
     Ultravox {
         tool: String,
         #[serde(default)]
         parameter_overrides: Map<String, Value>,
     },
+}
+
+/// Who is rung for the caller.
+#[derive(Deserialize)]
+#[serde(
+    untagged,
+    deny_unknown_fields,
+    expecting = "transfer must be true, a number, a name among people, or {\"person\": …}"
+)]
+pub(crate) enum TransferTo {
+    /// `FALLBACK_NUMBER`.
+    Fallback(bool),
+    /// A number, or a name among the people.
+    Named(String),
+    /// The parameter of that name is chosen among the people.
+    Chosen { person: String },
 }
 
 /// The agent that is compiled in: the receptionist of an insurance company.
@@ -127,6 +148,17 @@ impl Agent {
         }
         agent.offer_only_what_works(config);
         Ok(agent)
+    }
+
+    /// Said to the person whom a caller is put through to, before they take the call.
+    pub(crate) fn whisper(&self, reason: &str) -> String {
+        let is_whole = reason.is_empty() || reason.ends_with(['.', '!', '?', '…', '。']);
+        let reason = if is_whole { reason.to_owned() } else { format!("{reason}.") };
+        fill(&self.phrases.whisper, |name| match name {
+            "company_name" => Some(self.company.clone()),
+            "reason" => Some(reason.clone()),
+            _ => None,
+        })
     }
 
     /// From the owner's directory, or else the one that is built in.
@@ -184,9 +216,14 @@ impl Agent {
                 Some(ToolAction::Ultravox { tool, .. }) => {
                     tool != "queryCorpus" || config.ultravox_corpus_id.is_some()
                 }
-                Some(ToolAction::Transfer(_)) => config.fallback_number.is_some(),
+                Some(ToolAction::Transfer(TransferTo::Fallback(_))) => {
+                    config.fallback_number.is_some()
+                }
                 Some(
-                    ToolAction::EnterStage { .. } | ToolAction::Reply(_) | ToolAction::HangUp(_),
+                    ToolAction::EnterStage { .. }
+                    | ToolAction::Reply(_)
+                    | ToolAction::HangUp(_)
+                    | ToolAction::Transfer(TransferTo::Named(_) | TransferTo::Chosen { .. }),
                 )
                 | None => true,
             });
@@ -195,23 +232,31 @@ impl Agent {
 }
 
 impl Tool {
-    /// The parameter that names a calendar, if this tool has one.
-    pub(crate) fn calendar_parameter(&self) -> Option<&String> {
+    /// The parameter that is chosen among names of ours, if this tool has one, and what they stand
+    /// for: e-mail addresses of calendars, or numbers of people.
+    pub(crate) fn choice<'a>(
+        &'a self,
+        agent: &'a Agent,
+    ) -> Option<(&'a String, &'a BTreeMap<String, String>)> {
         match &self.action {
-            ToolAction::N8n { calendar, .. } => calendar.as_ref(),
+            ToolAction::N8n { calendar, .. } => Some((calendar.as_ref()?, &agent.calendars)),
+            ToolAction::Transfer(TransferTo::Chosen { person }) => Some((person, &agent.people)),
             ToolAction::EnterStage { .. }
             | ToolAction::Reply(_)
             | ToolAction::HangUp(_)
-            | ToolAction::Transfer(_)
+            | ToolAction::Transfer(TransferTo::Fallback(_) | TransferTo::Named(_))
             | ToolAction::Ultravox { .. } => None,
         }
     }
 }
 
-/// The e-mail address of the calendar of that name, however it is capitalised.
-pub(crate) fn find_calendar<'a>(agent: &'a Agent, location: &str) -> Option<&'a str> {
-    let found = agent.calendars.iter().find(|(name, _)| name.eq_ignore_ascii_case(location));
-    found.map(|(_, email)| email.as_str())
+/// The entry of that name, however it is capitalised.
+pub(crate) fn find<'a>(
+    entries: &'a BTreeMap<String, String>,
+    wanted: &str,
+) -> Option<(&'a str, &'a str)> {
+    let found = entries.iter().find(|(name, _)| name.eq_ignore_ascii_case(wanted));
+    found.map(|(name, value)| (name.as_str(), value.as_str()))
 }
 
 #[cfg(test)]

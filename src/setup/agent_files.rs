@@ -17,10 +17,15 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
 use crate::setup::agent::{
-    Agent, PLACEHOLDERS, Phrases, Schema, Stage, TOOL_WITHIN_MAX, Tool, ToolAction,
+    Agent, PLACEHOLDERS, Phrases, Schema, Stage, TOOL_WITHIN_MAX, Tool, ToolAction, TransferTo,
+    find,
 };
-use crate::toolbox::text::{nearest, placeholders};
+use crate::toolbox::text::{is_e164, nearest, placeholders};
 
+/// For agent files that are older than this phrase.
+const WHISPER: &str = "A call for {company_name}. {reason} To take it, press 1.";
+/// What the whisper may hold in braces.
+const WHISPERED: [&str; 2] = ["reason", "company_name"];
 /// Time for a tool of the agent's own file that does not name one.
 const TOOL_WITHIN: Duration = Duration::from_secs(10);
 
@@ -60,6 +65,7 @@ impl Mistakes {
         let stages: Map<_, _> = self.required(&mut file, "stages").unwrap_or_default();
         let tools: Map<_, _> = self.required(&mut file, "tools").unwrap_or_default();
         let calendars = self.optional(&mut file, "calendars").unwrap_or_default();
+        let people = self.optional(&mut file, "people").unwrap_or_default();
         self.end(file);
         let tool_names: BTreeSet<String> = tools.keys().cloned().collect();
         let tools = tools.into_iter().filter_map(|(name, tool)| {
@@ -83,6 +89,7 @@ impl Mistakes {
             stages,
             tools,
             calendars,
+            people,
         };
         self.fixed_texts(&agent);
         self.names_that_lead_nowhere(&agent, &tool_names);
@@ -167,6 +174,7 @@ impl Mistakes {
             time_is_up: text("time_is_up"),
             closing: text("closing"),
             cut_short: text("cut_short"),
+            whisper: self.optional(&mut object, "whisper").unwrap_or_else(|| WHISPER.into()),
         };
         self.end(object);
         phrases
@@ -257,12 +265,21 @@ impl Mistakes {
                 }
                 return;
             }
-            ToolAction::HangUp(false) | ToolAction::Transfer(false) => {
+            ToolAction::Transfer(TransferTo::Chosen { person }) => {
+                if !parameters.required.contains(person) {
+                    self.add(
+                        place,
+                        format_args!("has no required parameter \"{person}\" for transfer.person"),
+                    );
+                }
+                return;
+            }
+            ToolAction::HangUp(false) | ToolAction::Transfer(TransferTo::Fallback(false)) => {
                 return self.add(place, "must say true behind hang_up or transfer");
             }
             ToolAction::N8n { .. }
             | ToolAction::HangUp(true)
-            | ToolAction::Transfer(true)
+            | ToolAction::Transfer(TransferTo::Fallback(true) | TransferTo::Named(_))
             | ToolAction::Ultravox { .. } => return,
         };
         for (name, _) in placeholders(text) {
@@ -325,7 +342,8 @@ impl Mistakes {
         prompt
     }
 
-    /// Said by Twilio or by Ultravox itself as they are, but for the first message.
+    /// Said by Twilio or by Ultravox itself as they are, but for the first message and the
+    /// whisper.
     fn fixed_texts(&mut self, agent: &Agent) {
         let is_missing = agent.language.is_empty() && self.is_partial;
         if !is_missing && !has_region(&agent.language) {
@@ -337,6 +355,11 @@ impl Mistakes {
         for (name, _) in placeholders(&agent.first_message) {
             if !PLACEHOLDERS.contains(&name.as_str()) {
                 self.add("first_message", format_args!("uses {{{name}}}, which is not known"));
+            }
+        }
+        for (name, _) in placeholders(&agent.phrases.whisper) {
+            if !WHISPERED.contains(&name.as_str()) {
+                self.add("phrases.whisper", format_args!("uses {{{name}}}, which is not known"));
             }
         }
     }
@@ -368,6 +391,19 @@ impl Mistakes {
                 ToolAction::N8n { calendar: Some(_), .. } if agent.calendars.is_empty() => {
                     self.add(format_args!("tools.{name}"), "needs calendars, and there are none");
                 }
+                ToolAction::Transfer(TransferTo::Chosen { .. }) if agent.people.is_empty() => {
+                    self.add(format_args!("tools.{name}"), "needs people, and there are none");
+                }
+                ToolAction::Transfer(TransferTo::Named(who))
+                    if !is_e164(who) && find(&agent.people, who).is_none() =>
+                {
+                    self.add(
+                        format_args!("tools.{name}"),
+                        format_args!(
+                            "transfers to \"{who}\", who is not among people, nor a number"
+                        ),
+                    );
+                }
                 ToolAction::EnterStage { .. }
                 | ToolAction::N8n { .. }
                 | ToolAction::Reply(_)
@@ -378,6 +414,9 @@ impl Mistakes {
         }
         for (location, _) in agent.calendars.iter().filter(|(_, email)| !email.contains('@')) {
             self.add(format_args!("calendars.{location}"), "must be an e-mail address");
+        }
+        for (person, _) in agent.people.iter().filter(|(_, number)| !is_e164(number)) {
+            self.add(format_args!("people.{person}"), "must be a number like +4930123456");
         }
         let is_missing = agent.first_stage.is_empty() && self.is_partial;
         if !is_missing && !agent.stages.contains_key(&agent.first_stage) {

@@ -404,5 +404,5 @@ fn feed_journal(data: &[u8]) {
     assert_eq!(after.ended_by, Some(EndedBy::CallerLeft));
     assert_eq!(after.transcript.text(), said);
     assert_eq!((after.sid, after.number, after.agents), (before.sid, before.number, before.agents));
-    assert_eq!((after.delivered, after.transferred), (before.delivered, before.transferred));
+    assert_eq!((after.delivered, after.transfer), (before.delivered, before.transfer));
 }

@@ -16,6 +16,7 @@ mod page;
 mod reload;
 mod ring;
 mod sad;
+mod transfer;
 mod verbs;
 
 use std::error::Error;

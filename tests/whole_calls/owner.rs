@@ -971,7 +971,7 @@ fn put_through(world: &World) -> Result<BrowserCall, Trouble> {
     let call = call_from_page(world)?;
     call.phone.marks(Marks::AtOnce);
     call.agent.user_said("A person, please.")?;
-    let wish = call.agent.invoke("transfer_to_person", &json!({}))?;
+    let wish = call.agent.invoke("transfer_to_person", &json!({"reason": "Anna Berg."}))?;
     call.agent.wait_result(&wish)?;
     call.agent.close()?;
     call.phone.wait_closed()?;
@@ -979,6 +979,8 @@ fn put_through(world: &World) -> Result<BrowserCall, Trouble> {
     let twiml = ended["twiml"].as_str().unwrap_or_default();
     assert_eq!(ended["streamPath"], json!(null), "{ended}");
     assert!(twiml.contains(COLLEAGUE), "{twiml}");
+    let whisper = ended["whisper"].as_str().unwrap_or_default();
+    assert_eq!(whisper, "A call for SecureLife Insurance. Anna Berg. To take it, press 1.");
     Ok(call)
 }
 
@@ -996,10 +998,21 @@ fn a_transfer_is_tried_out_from_the_page() -> Outcome {
     let filed = world.n8n.wait_for("2", 1, PATIENCE)?;
     assert_eq!(filed[0].json["endedBy"], "CallerLeft");
 
+    // Somebody answers and presses another key, or none; then they press 1.
     let call = put_through(&world)?;
-    call.stream_ended(&world, &json!({"dialCallStatus": "completed"}))?;
-    let filed = world.n8n.wait_for("2", 2, PATIENCE)?;
-    assert_eq!(filed[1].json["endedBy"], "Transferred");
+    let ended = call.stream_ended(&world, &json!({"dialCallStatus": "completed"}))?;
+    assert!(ended["parameters"]["token"].is_string(), "{ended}");
+    let agent = world.ultravox.next_call(PATIENCE)?;
+    let first = &agent.request()["firstSpeakerSettings"]["agent"]["prompt"];
+    assert!(first.to_string().contains("did not take the call"), "{first}");
+    let path = format!("/browser-call/{}/stream-ended", call.sid);
+    post(&world, &path, &json!({"callStatus": "completed"}))?;
+    world.n8n.wait_for("2", 2, PATIENCE)?;
+
+    let call = put_through(&world)?;
+    call.stream_ended(&world, &json!({"dialCallStatus": "completed", "dialBridged": "true"}))?;
+    let filed = world.n8n.wait_for("2", 3, PATIENCE)?;
+    assert_eq!(filed[2].json["endedBy"], "Transferred");
     Ok(())
 }
 

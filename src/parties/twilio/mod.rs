@@ -31,6 +31,8 @@ pub(crate) const TWILIO_WEBHOOK: Duration = Duration::from_secs(15);
 pub(crate) const SHARED_KEY: &str = "X-Twilio-Webhooks-Signature-Settings";
 /// In the address of a webhook: of which outgoing call it tells.
 pub(crate) const OUTGOING: &str = "outgoing";
+/// In that of `/whisper`: why the caller is put through.
+pub(crate) const REASON: &str = "reason";
 
 const _: () = assert!(REQUEST_WITHIN.as_secs() > TWILIO_WEBHOOK.as_secs());
 
@@ -63,7 +65,7 @@ impl Form {
     pub(crate) fn add_our_own(&mut self, url: &str) {
         let query = url.split_once('?').map(|(_, query)| query).unwrap_or_default();
         let fields = Form::parse(query.as_bytes()).0.into_iter();
-        self.0.extend(fields.filter(|(name, _)| name == OUTGOING));
+        self.0.extend(fields.filter(|(name, _)| name == OUTGOING || name == REASON));
     }
 
     /// What tells of the call, for the page. Among the rest there is a token of Twilio's.

@@ -11,18 +11,21 @@
 use std::time::Duration;
 
 use crate::records::delivery::TRANSFER_MAX;
+use crate::records::event::Transfer;
 use crate::setup::agent::Agent;
 
 /// How long a person's phone rings when a caller is put through.
 pub(crate) const TRANSFER_RINGS: Duration = Duration::from_secs(25);
+/// From the end of the whisper to a key. A mailbox presses none.
+const KEY_WITHIN: Duration = Duration::from_secs(8);
+/// Twilio's connection overrides: five more tries when nobody accepts or a proxy reports a
+/// failure, which bridges our restart of a second or two. What is behind the `#` is never sent.
+const TRIES: &str = "#rc=5&rp=ct,5xx&ct=2000&tt=15000";
 
 /// Connects the call to our Media Stream. When the stream ends, Twilio asks `/stream-ended` what
 /// comes next; `<Hangup/>` stands behind it in case that fails.
-///
-/// The `action` carries Twilio's connection overrides behind the `#`: five more tries when nobody
-/// accepts or a proxy reports a failure, which bridges our restart of a second or two.
 pub(crate) fn connect_stream(public_url: &str, token: &str) -> String {
-    let action = format!("{public_url}/stream-ended#rc=5&rp=ct,5xx&ct=2000&tt=15000");
+    let action = format!("{public_url}/stream-ended{TRIES}");
     response(&format!(
         "<Connect action=\"{}\"><Stream url=\"{}\"/></Connect><Hangup/>",
         xml_escape(&action),
@@ -30,9 +33,37 @@ pub(crate) fn connect_stream(public_url: &str, token: &str) -> String {
     ))
 }
 
-/// Rings the person.
-pub(crate) fn transfer(public_url: &str, number: &str) -> String {
-    response(&dial(public_url, number))
+/// Rings the person, who hears what `/whisper` has to say before they are connected; the caller
+/// hears ringing until then (`answerOnBridge`). Twilio tells `/stream-ended` how that went. The
+/// reason travels in the address, which Twilio signs: no process has to live until they pick up.
+pub(crate) fn transfer(public_url: &str, transfer: &Transfer) -> String {
+    let reason: String = form_urlencoded::byte_serialize(transfer.reason.as_bytes()).collect();
+    response(&format!(
+        "<Dial action=\"{}\" answerOnBridge=\"true\" timeout=\"{}\" timeLimit=\"{}\">\
+         <Number url=\"{}\">{}</Number></Dial>",
+        xml_escape(&format!("{public_url}/stream-ended{TRIES}")),
+        TRANSFER_RINGS.as_secs(),
+        TRANSFER_MAX.as_secs(),
+        xml_escape(&format!("{public_url}/whisper?reason={reason}{TRIES}")),
+        xml_escape(&transfer.number)
+    ))
+}
+
+/// For the person who was rung. Twilio tells `/whisper` which key they press; without one it hangs
+/// up on them.
+pub(crate) fn whisper(public_url: &str, language: &str, sentence: &str) -> String {
+    response(&format!(
+        "<Gather action=\"{}\" numDigits=\"1\" finishOnKey=\"\" timeout=\"{}\">{}</Gather>\
+         <Hangup/>",
+        xml_escape(&format!("{public_url}/whisper{TRIES}")),
+        KEY_WITHIN.as_secs(),
+        say(language, sentence)
+    ))
+}
+
+/// For the person who was rung: nothing more to say, so Twilio connects them with the caller.
+pub(crate) fn take_the_call() -> String {
+    response("")
 }
 
 /// Says that the caller is put through, then rings the person.

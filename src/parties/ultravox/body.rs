@@ -139,8 +139,8 @@ fn selected_tool(config: &Config, agent: &Agent, name: &str, tool: &Tool) -> Val
     let required = &tool.parameters.required;
     let parameters = tool.parameters.properties.iter().map(|(parameter, schema)| {
         let mut schema = schema.clone();
-        if tool.calendar_parameter() == Some(parameter) {
-            schema["enum"] = agent.calendars.keys().cloned().collect();
+        if let Some((_, names)) = tool.choice(agent).filter(|(chosen, _)| *chosen == parameter) {
+            schema["enum"] = names.keys().cloned().collect();
         }
         json!({
             "name": parameter,

@@ -12,11 +12,16 @@
 use serde_json::{Map, Value, json};
 
 use crate::parties::ultravox::in_short;
+use crate::records::event::Transfer;
 use crate::records::journal::WIRE_CHARS_MAX;
-use crate::setup::agent::{Agent, Tool, ToolAction, find_calendar};
+use crate::setup::agent::{Agent, Tool, ToolAction, TransferTo, find};
+use crate::setup::settings::Config;
+use crate::toolbox::text::{cut, is_e164};
 
 /// An invocation's id. Ultravox's are 36 characters long; a longer one counts as none.
 pub(crate) const INVOCATION_ID_BYTES_MAX: usize = 256;
+/// What a person is told before they take a call. It is to be one sentence.
+const REASON_CHARS_MAX: usize = 200;
 
 #[derive(Clone)]
 pub(crate) struct Invocation {
@@ -51,6 +56,7 @@ impl Invocation {
         if matches!(tool.action, ToolAction::HangUp(_)) {
             return None;
         }
+        let choice = tool.choice(agent);
         let required = tool.parameters.required.iter().map(String::as_str);
         let missing: Vec<&str> = required.filter(|name| self.text(name).is_none()).collect();
         if !missing.is_empty() {
@@ -60,16 +66,16 @@ impl Invocation {
                 "Not done yet: {names} {verb} missing. Ask the caller, then try again."
             ));
         }
-        let calendar = tool.calendar_parameter()?;
-        let location = self.text(calendar)?;
-        if find_calendar(agent, &location).is_some() {
+        let (parameter, names) = choice?;
+        let wanted = self.text(parameter)?;
+        if find(names, &wanted).is_some() {
             return None;
         }
-        let locations: Vec<&str> = agent.calendars.keys().map(String::as_str).collect();
+        let names: Vec<&str> = names.keys().map(String::as_str).collect();
         Some(format!(
-            "Not done yet: \"{location}\" is not a {calendar} we have. Valid are: {}. Ask the \
+            "Not done yet: \"{wanted}\" is not a {parameter} we have. Valid are: {}. Ask the \
              caller which one.",
-            locations.join(", ")
+            names.join(", ")
         ))
     }
 
@@ -78,14 +84,27 @@ impl Invocation {
         let mut fields = Map::new();
         for name in tool.parameters.properties.keys() {
             let Some(value) = self.parameters.get(name) else { continue };
-            let calendar = tool.calendar_parameter().filter(|calendar| *calendar == name);
-            let location = calendar.and_then(|calendar| self.text(calendar));
-            match location.and_then(|location| find_calendar(agent, &location)) {
-                Some(email) => fields.insert("calendar_id".into(), json!(email)),
+            let calendars = tool.choice(agent).filter(|(parameter, _)| *parameter == name);
+            let location = calendars.zip(self.text(name));
+            match location.and_then(|((_, calendars), location)| find(calendars, &location)) {
+                Some((_, email)) => fields.insert("calendar_id".into(), json!(email)),
                 None => fields.insert(name.clone(), value.clone()),
             };
         }
         Value::Object(fields).to_string()
+    }
+
+    /// Whom the caller is to be put through to. None: the tool is not for that, or there is nobody.
+    pub(crate) fn transfer(&self, tool: &Tool, agent: &Agent, config: &Config) -> Option<Transfer> {
+        let ToolAction::Transfer(to) = &tool.action else { return None };
+        let (person, number) = match to {
+            TransferTo::Fallback(_) => (String::new(), config.fallback_number.clone()?),
+            TransferTo::Named(number) if is_e164(number) => (String::new(), number.clone()),
+            TransferTo::Named(name) => entry(agent, name)?,
+            TransferTo::Chosen { person } => entry(agent, &self.text(person)?)?,
+        };
+        let reason = cut(&self.text("reason").unwrap_or_default(), REASON_CHARS_MAX);
+        Some(Transfer { person, number, reason })
     }
 
     /// For the journal. Only the beginning of arguments without end is written out at all.
@@ -96,6 +115,11 @@ impl Invocation {
             Err(_) => json!(format!("{}…", String::from_utf8_lossy(&text))),
         }
     }
+}
+
+/// A person's name as it is written in the agent's file, and their number.
+fn entry(agent: &Agent, name: &str) -> Option<(String, String)> {
+    find(&agent.people, name).map(|(name, number)| (name.to_owned(), number.to_owned()))
 }
 
 /// What the agent is told. On the wire, with camelCase keys:

@@ -6,7 +6,7 @@ use serde::Deserialize as _;
 use serde_json::{Value, json};
 
 use crate::records::ended_by::EndedBy;
-use crate::records::event::{Direction, Event};
+use crate::records::event::{Direction, Event, Transfer};
 use crate::records::transcript::Speaker;
 
 /// Journals are read by later versions, by the page, and by whoever has a script for them.
@@ -26,7 +26,8 @@ fn every_event_keeps_its_spelling() {
         r#"{"event":"stage","stage":"main_convo"}"#,
         r#"{"event":"status","status":"in-progress","answeredBy":"human"}"#,
         r#"{"event":"goodbye","endedBy":"CallerLeft","ms":9}"#,
-        r#"{"event":"transfer"}"#,
+        r#"{"event":"transfer","person":"Claims","number":"+4930555001","reason":"Anna Berg"}"#,
+        r#"{"event":"accepted"}"#,
         r#"{"event":"end","endedBy":"AgentHungUp"}"#,
         r#"{"event":"undelivered","why":"n8n: no connection"}"#,
         r#"{"event":"delivered"}"#,
@@ -51,6 +52,10 @@ fn a_field_that_is_missing_or_odd_is_as_good_as_empty() {
     assert_eq!((said.agent, said.ordinal, said.speaker), (0, 0, Speaker::User));
     assert!(said.finished && said.text == "Hello.");
 
+    for old in [json!({"event": "transfer"}), json!({"event": "transfer", "number": 7})] {
+        let Some(Event::Transfer(transfer)) = read(old) else { panic!() };
+        assert_eq!(transfer, Transfer::default());
+    }
     let later = json!({"event": "end", "endedBy": "StruckByLightning"});
     let Some(Event::End { ended_by }) = read(later) else { panic!() };
     assert_eq!(ended_by, EndedBy::ProcessDied, "it has ended all the same");

@@ -11,7 +11,7 @@ use serde_json::Value;
 use tempfile::tempdir;
 
 use crate::records::ended_by::EndedBy;
-use crate::records::event::{Direction, Event};
+use crate::records::event::{Direction, Event, Transfer};
 use crate::records::journal::{Journals, Unclaimed, journals, sid_of};
 use crate::records::past::PastCall;
 use crate::records::transcript::{Speaker, Utterance};
@@ -82,7 +82,7 @@ fn what_we_have_just_let_go_of_can_be_claimed_again() {
         let journal = all.claim(&path);
         assert!(journal.is_ok(), "round {round}");
         if round % 3 == 0 {
-            journal.unwrap().note(&Event::Transfer);
+            journal.unwrap().note(&Event::Transfer(Transfer::default()));
         } else {
             drop(journal);
         }
@@ -98,7 +98,7 @@ fn a_disk_that_takes_nothing_does_not_end_a_call() {
     let all = Journals::new(&in_the_way);
     let journal = all.begin("CA1");
     journal.note(&ring("CA1"));
-    journal.note(&Event::Transfer);
+    journal.note(&Event::Transfer(Transfer::default()));
     all.flush(DEADLINE);
     assert!(!journal.path().exists());
 }
@@ -178,7 +178,7 @@ fn a_file_says_its_version_once() {
     assert_eq!(versions, [Value::from(1), Value::Null, Value::Null]);
     // Deleted under our feet: what comes now is a new file, and lacks something.
     fs::remove_file(journal.path()).unwrap();
-    journal.note(&Event::Transfer);
+    journal.note(&Event::Transfer(Transfer::default()));
     assert!(journal.is_to_be_completed() && !journal.is_to_be_completed());
     assert_eq!(fs::read_to_string(journal.path()).unwrap().lines().count(), 1);
 }

@@ -19,7 +19,7 @@ fn a_journal_is_read_back() {
     assert_eq!((past.sid.as_str(), past.number.as_str()), ("CA1", "+4930123456"));
     assert_eq!(past.ended_by, Some(EndedBy::AgentHungUp));
     assert_eq!(past.transcript.text(), "Agent: First\nUser: Second");
-    assert!(!past.delivered && !past.transferred);
+    assert!(!past.delivered && past.transfer.is_none());
     assert_eq!((past.agent_id.as_str(), past.agents), ("7c21", 1));
     let day = Duration::from_hours(24);
     assert!(past.quiet_for > day, "since its last line");
@@ -52,6 +52,29 @@ fn what_went_over_the_wire_is_nothing_that_a_journal_has_to_know() {
         PastCall::read(&file_in(&scratch, "c.jsonl", odd)).unwrap().direction,
         Direction::In
     );
+}
+
+#[test]
+fn a_transfer_has_come_to_something_if_it_was_accepted() {
+    let scratch = tempdir().unwrap();
+    let [transfer, accepted, agent, end] = [
+        "{\"event\":\"transfer\",\"number\":\"+4930555001\"}\n",
+        "{\"event\":\"accepted\"}\n",
+        "{\"event\":\"agent\",\"callId\":\"9f\",\"agent\":2}\n",
+        "{\"event\":\"end\",\"endedBy\":\"AgentHungUp\"}\n",
+    ];
+    for (lines, wanted) in [
+        (vec![agent], EndedBy::ProcessDied),
+        (vec![transfer], EndedBy::CallerLeft),
+        (vec![transfer, accepted], EndedBy::Transferred),
+        (vec![transfer, agent], EndedBy::ProcessDied),
+        (vec![transfer, agent, transfer], EndedBy::CallerLeft),
+        (vec![transfer, accepted, agent, transfer], EndedBy::CallerLeft),
+        (vec![transfer, accepted, end], EndedBy::AgentHungUp),
+    ] {
+        let past = PastCall::read(&file_in(&scratch, "a.jsonl", lines.concat())).unwrap();
+        assert_eq!(past.came_to(), wanted, "{lines:?}");
+    }
 }
 
 #[test]

@@ -5,10 +5,11 @@
 use std::fs;
 use std::time::Duration;
 
+use serde_json::json;
 use tempfile::tempdir;
 
 use crate::setup::agent::{Agent, BUILT_IN_AGENT, ToolAction};
-use crate::testing::{HELLO, file_in, read_agent, settings, small_agent};
+use crate::testing::{HELLO, file_in, read_agent, settings, small_agent, take};
 
 #[test]
 fn the_built_in_agent_has_three_stages_and_no_mistakes() {
@@ -45,6 +46,58 @@ fn a_tool_that_could_only_fail_is_not_offered() {
     assert!(!is_offered("schedule_meeting"), "there is no n8n");
     assert!(!is_offered("queryCorpus"), "there is no corpus");
     assert!(is_offered("verify") && is_offered("submit_claim") && is_offered("hangUp"));
+}
+
+#[test]
+fn a_transfer_is_offered_if_there_is_somebody() {
+    let mut file = small_agent();
+    file["people"] = json!({"Claims": "+4930555001"});
+    let tools = [
+        ("fallback", json!(true), false),
+        ("named", json!("claims"), true),
+        ("number", json!("+4930555002"), true),
+    ];
+    for (name, to, _) in &tools {
+        file["tools"][name] = json!({"description": "To a person.", "transfer": to});
+    }
+    file["stages"]["second"]["tools"] = json!(["fallback", "named", "number"]);
+    let scratch = tempdir().unwrap();
+    for (name, text) in
+        [("agent.json", file.to_string()), ("hello.md", HELLO.into()), ("second.md", "x".into())]
+    {
+        file_in(&scratch, name, text);
+    }
+    let directory = scratch.path().display().to_string();
+    for fallback in ["", "+4930123456"] {
+        let config = settings(&[("AGENT_DIR", &directory), ("FALLBACK_NUMBER", fallback)]);
+        let agent = Agent::load(&config.ok().unwrap()).ok().unwrap();
+        for (name, _, without) in &tools {
+            let offered = agent.stages["second"].tools.iter().any(|own| own == name);
+            assert_eq!(offered, *without || !fallback.is_empty(), "{name} {fallback}");
+        }
+    }
+}
+
+#[test]
+fn what_a_person_hears_is_whole_sentences() {
+    let mut agent = read_agent(&small_agent().to_string(), HELLO).ok().unwrap();
+    let cases = [
+        ("Anna, a claim", "A call for Example. Anna, a claim. To take it, press 1."),
+        ("Anna: who pays?", "A call for Example. Anna: who pays? To take it, press 1."),
+        ("{reason}", "A call for Example. {reason}. To take it, press 1."),
+        ("", "A call for Example.  To take it, press 1."),
+    ];
+    for (reason, wanted) in cases {
+        assert_eq!(agent.whisper(reason), wanted);
+    }
+    agent.phrases.whisper = "Take it.".into();
+    assert_eq!(agent.whisper("Anna"), "Take it.");
+
+    // Agent files are older than this phrase.
+    let mut old = small_agent();
+    take(&mut old["phrases"], "whisper");
+    let old = read_agent(&old.to_string(), HELLO).ok().unwrap();
+    assert_eq!(old.whisper("Anna"), "A call for Example. Anna. To take it, press 1.");
 }
 
 #[test]

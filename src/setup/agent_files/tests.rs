@@ -14,7 +14,7 @@ fn mistakes(agent: &Value, hello: &str) -> Vec<String> {
 /// A slip of the pen, and how the complaint about it must begin.
 type Slip = (fn(&mut Value), &'static str);
 
-const SLIPS: [Slip; 38] = [
+const SLIPS: [Slip; 46] = [
     (|a| take(a, "company_name"), "agent.json  missing field `company_name`"),
     (|a| a["greetings"] = json!("Hi"), "agent.json  unknown field `greetings`"),
     (
@@ -140,7 +140,47 @@ const SLIPS: [Slip; 38] = [
         |a| a["tools"]["go_on"]["enter_stage"]["stage"] = json!("third"),
         "agent.json  tools.go_on enters \"third\", which is no stage",
     ),
+    (
+        |a| a["tools"]["bye"] = json!({"description": "To a person.", "transfer": "legal"}),
+        "agent.json  tools.bye transfers to \"legal\", who is not among people, nor a number",
+    ),
+    (
+        |a| a["tools"]["bye"] = json!({"description": "To a person.", "transfer": "030 555"}),
+        "agent.json  tools.bye transfers to \"030 555\", who is not among people, nor a number",
+    ),
+    (
+        |a| a["tools"]["bye"] = json!({"description": "To a person.", "transfer": 7}),
+        "agent.json  tools.bye must do exactly one of enter_stage, n8n, reply, hang_up, transfer, \
+         ultravox: transfer must be true, a number, a name among people, or {\"person\": ",
+    ),
+    (
+        |a| a["tools"]["bye"] = json!({"description": "x", "transfer": {"person": "x", "at": 1}}),
+        "agent.json  tools.bye must do exactly one of enter_stage, n8n, reply, hang_up, transfer, \
+         ultravox: transfer must be true",
+    ),
+    (
+        |a| a["tools"]["book"] = to_whom(a, json!([])),
+        "agent.json  tools.book has no required parameter \"place\" for transfer.person",
+    ),
+    (
+        |a| a["tools"]["book"] = to_whom(a, json!(["place"])),
+        "agent.json  tools.book needs people, and there are none",
+    ),
+    (|a| a["people"] = json!({"Claims": "+49"}), "agent.json  people.Claims must be a number like"),
+    (
+        |a| a["phrases"]["whisper"] = json!("A call from {caller_number}."),
+        "agent.json  phrases.whisper uses {caller_number}, which is not known",
+    ),
 ];
+
+/// The small agent's `book` with a choice of people instead of calendars.
+fn to_whom(agent: &Value, required: Value) -> Value {
+    let mut tool = agent["tools"]["book"].clone();
+    take(&mut tool, "n8n");
+    tool["parameters"]["required"] = required;
+    tool["transfer"] = json!({"person": "place"});
+    tool
+}
 
 #[test]
 fn every_slip_in_the_agent_file_is_named_with_its_place() {

@@ -2,7 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
-use crate::parties::twilio::twiml::{connect_stream, xml_escape};
+use crate::parties::twilio::Form;
+use crate::parties::twilio::twiml::{connect_stream, transfer, whisper, xml_escape};
+use crate::records::event::Transfer;
 use crate::toolbox::random::random_hex;
 
 #[test]
@@ -35,6 +37,34 @@ fn an_odd_address_or_token_cannot_break_the_answer() {
     assert_eq!(token.len(), 32);
     assert!(token.bytes().all(|byte| byte.is_ascii_hexdigit()), "{token}");
     assert_ne!(token, random_hex());
+}
+
+#[test]
+fn a_reason_comes_back_from_twilio_as_it_was_given() {
+    for reason in ["", "Anna Berg, about a claim", "a&b=c#d?e+f%20 \"<Söhne>\" 你好", "a\nb"] {
+        let whom =
+            Transfer { number: "+4930555001".into(), reason: reason.into(), ..<_>::default() };
+        let dial = transfer("https://h:8443/a&b", &whom);
+        let (_, url) = dial.split_once("<Number url=\"").unwrap();
+        let (url, behind) = url.split_once('"').unwrap();
+        assert_eq!(behind, ">+4930555001</Number></Dial></Response>\n", "{dial}");
+        // Twilio sends what stands before the fragment.
+        let url = url.replace("&amp;", "&");
+        let (address, query) = url.split('#').next().unwrap().split_once('?').unwrap();
+        assert_eq!(address, "https://h:8443/a&b/whisper", "{dial}");
+        assert_eq!(Form::parse(query.as_bytes()).0, [("reason".to_owned(), reason.to_owned())]);
+    }
+}
+
+#[test]
+fn whoever_presses_no_key_is_hung_up_on() {
+    let asked = whisper("https://bridge.example", "de-DE", "Für \"Söhne\" & <b>.");
+    let wanted = concat!(
+        "<Response><Gather action=\"https://bridge.example/whisper#rc=5&amp;rp=ct,5xx&amp;ct=2000",
+        "&amp;tt=15000\" numDigits=\"1\" finishOnKey=\"\" timeout=\"8\"><Say language=\"de-DE\">",
+        "Für &quot;Söhne&quot; &amp; &lt;b&gt;.</Say></Gather><Hangup/></Response>\n",
+    );
+    assert_eq!(asked.split_once('\n').unwrap().1, wanted);
 }
 
 #[test]
