@@ -65,7 +65,7 @@
 //! check/  demo/  workflow.rs  diagram.rs  outbox.rs   the other commands
 //! ------------------- below this line nobody names `Bridge` or `Call`
 //! parties/      twilio, ultravox, n8n
-//! records/      delivery, ended_by, event, journal, outbox, past, tap, transcript, writer
+//! records/      delivery, ended_by, event, journal, outbox, past, report, tap, transcript, writer
 //! setup/        settings, values, agent, agent_files, start_lines, stop
 //! door/         head, health, inner, lobby, reply, request
 //! toolbox/      socket, dial, sound, http, log, metrics, failure, text, random, threads, time
@@ -110,7 +110,7 @@ use jiff::Timestamp;
 use ring::digest;
 use rustls::ClientConfig;
 use rustls::pki_types::CertificateDer;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use subtle::ConstantTimeEq as _;
@@ -326,8 +326,9 @@ fn run(bridge: &'static Bridge, listener: TcpListener) -> io::Result<()> {
     door::open(listener, bridge, bridge.config.max_calls)?;
     // Thousands of journals take a while to read. Neither a caller nor a signal waits for them.
     spawn("journals".into(), move || {
+        let ask = |id: &str, within| bridge.ultravox.summary(id, within);
         let file = |delivery: &mut Delivery| file_transcript(bridge, delivery);
-        if let Err(error) = bridge.outbox.start(&bridge.journals, file) {
+        if let Err(error) = bridge.outbox.start(&bridge.journals, ask, file) {
             log!(Error, "transcripts stay on disk until the next start: {error}");
         }
     })?;
@@ -431,7 +432,8 @@ fn incoming_call(bridge: &'static Bridge, form: &Form) -> Reply {
     };
     let first_message = ringing.unwrap_or_default();
     let wire = format!("POST /incoming-call\nX-Twilio-Signature: ***\n\n{}", form.redacted());
-    let incoming = IncomingCall { sid, number, direction, first_message, wire };
+    let to = form.get("To");
+    let incoming = IncomingCall { sid, number, to, direction, first_message, wire };
     Reply::twiml(take_call(bridge, &incoming).twiml(bridge))
 }
 
@@ -440,6 +442,8 @@ struct IncomingCall<'a> {
     sid: &'a str,
     /// As Twilio gave it: a number, `anonymous`, `client:name`, anything.
     number: &'a str,
+    /// The number that was called.
+    to: &'a str,
     direction: Direction,
     /// Asked for by whoever ordered the call. Empty: as usual.
     first_message: String,
@@ -449,7 +453,7 @@ struct IncomingCall<'a> {
 
 /// Steps 1 to 4 of a new call.
 fn take_call(bridge: &'static Bridge, incoming: &IncomingCall) -> Answer {
-    let IncomingCall { sid, number, direction, first_message, wire } = incoming;
+    let IncomingCall { sid, number, to, direction, first_message, wire } = incoming;
     let phrases = &bridge.agent.phrases;
     if !bridge.takes_calls() {
         log!(Sid { sid }, Info, Ring, "not taken, this process is about to end");
@@ -475,8 +479,8 @@ fn take_call(bridge: &'static Bridge, incoming: &IncomingCall) -> Answer {
     }
     let does = if *direction == Direction::Out { "has picked up" } else { "is calling" };
     log!(call, Info, Ring, "{} {does}", shorten_number(number));
-    let (call_sid, number) = (call.sid.clone(), call.number.clone());
-    call.journal.note(&Event::Ring { call_sid, number, direction: *direction });
+    let (call_sid, number, to) = (call.sid.clone(), call.number.clone(), (*to).to_owned());
+    call.journal.note(&Event::Ring { call_sid, number, direction: *direction, to });
     call.tap.show(Exhibit::Ring, || wire.clone());
     let opening = match direction {
         Direction::In | Direction::Browser => Opening::Greet(greeting(&call)),
@@ -763,7 +767,8 @@ fn create_agent_call(
     state.ends_by = Some(Instant::now() + lasts + TOO_LONG_GRACE);
     let number = state.agents;
     drop(state);
-    call.journal.note(&Event::Agent { call_id: created.id.clone(), agent: number });
+    let call_id = created.id.clone();
+    call.journal.note(&Event::Agent { call_id, agent: number, stage: first_stage });
     Ok(created)
 }
 
@@ -1478,7 +1483,7 @@ fn n8n_tool(
     }
     let key = format!("{}-{route}-{}", call.sid, fingerprint.get(..16).unwrap_or_default());
     let (sid, number) = (call.sid.as_str(), call.number.as_str());
-    let question = Question { sid, number, route, data: &data, key, ended_by: None };
+    let question = Question { sid, number, route, data: &data, key, report: Map::new() };
     match call.bridge.n8n.tool(&question, tool.within, &call.tap) {
         Ok(text) => {
             *answer = Some(text.clone());
@@ -1730,8 +1735,10 @@ fn leave_to_machine(call: &Arc<Call>, answered_by: &str) {
 // ============================================================================
 //
 // In:       what was said, gathered as it was said.
-// Wire:     {"route":"2","number":"+4930123456","data":"Agent: Hello Anna…\nUser: …",
-//            "callSid":"CA9f3c…","endedBy":"CallerLeft"}           to n8n; any 2xx: it has it
+// Wire:     GET /api/calls/7c21…  {"summary":"Anna wants…","billedDuration":"72s",…}   Ultravox
+//           {"route":"2","number":"+4930123456","data":"Agent: Hello Anna…\nUser: …",
+//            "callSid":"CA9f3c…","endedBy":"CallerLeft","seconds":71,"summary":…,…}
+//                                                                  to n8n; any 2xx: it has it
 // Out:      the transcript at n8n, and a journal that says so.
 // Fails:    never for good: what n8n does not take stays on disk and is tried again.
 // Not here: the caller's line. Nobody is on it any more.
@@ -1780,14 +1787,13 @@ fn file_transcript(bridge: &Bridge, delivery: &mut Delivery) -> Result<(), Failu
 }
 
 fn offer(n8n: &N8n, config: &Arc<Config>, delivery: &Delivery) -> Result<(), Failure> {
-    let ended_by = delivery.ended_by.to_string();
     let question = Question {
         sid: &delivery.sid,
         number: &delivery.number,
         route: "2",
         data: &delivery.transcript.text(),
         key: format!("{}-2", delivery.sid),
-        ended_by: Some(&ended_by),
+        report: delivery.report(),
     };
     n8n.file(&question, DELIVER_WITHIN, &delivery.tap(config))
 }

@@ -33,6 +33,7 @@ fn whoever_looks_at_a_call_does_not_wait_for_the_disk() {
     let incoming = IncomingCall {
         sid: "CA1",
         number: "+4930123456",
+        to: "",
         direction: Direction::In,
         first_message: String::new(),
         wire: String::new(),

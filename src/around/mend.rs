@@ -123,6 +123,7 @@ impl Call {
         let incoming = IncomingCall {
             sid: &past.sid,
             number: &past.number,
+            to: "",
             direction: past.direction,
             first_message: String::new(),
             wire: String::new(),

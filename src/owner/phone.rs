@@ -25,6 +25,7 @@ pub(crate) fn browser_call(bridge: &'static Bridge, _url: &str, _order: &Value) 
     let incoming = IncomingCall {
         sid: &sid,
         number: BROWSER,
+        to: "",
         direction: Direction::Browser,
         first_message: String::new(),
         wire: "POST /browser-call\nAuthorization: ***\n\n{}".into(),

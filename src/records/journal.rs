@@ -15,8 +15,8 @@
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -25,7 +25,9 @@ use serde::Serialize;
 
 use crate::records::event::Event;
 use crate::records::past::PastCall;
+use crate::records::report::Report;
 use crate::records::writer::{Desk, Note};
+use crate::toolbox::threads::lock;
 use crate::toolbox::time::by_the_calendar;
 
 /// A message in a journal, and a tool's arguments and result there. What is longer is cut.
@@ -68,14 +70,24 @@ impl Journals {
         let path: Arc<Path> =
             self.data_dir.join("calls").join(format!("{start}-{sid}.jsonl")).into();
         self.desk.add_handle(&path);
-        Journal { path, desk: Arc::clone(&self.desk), is_incomplete: Arc::default() }
+        Journal {
+            path,
+            desk: Arc::clone(&self.desk),
+            is_incomplete: Arc::default(),
+            report: Arc::default(),
+        }
     }
 
     /// Takes a journal that nobody has.
     pub(crate) fn claim(&self, path: &Path) -> Result<Journal, Unclaimed> {
         let path: Arc<Path> = path.into();
         let is_open = self.desk.add_sole_handle(&path).ok_or(Unclaimed::Held)?;
-        let journal = Journal { path, desk: Arc::clone(&self.desk), is_incomplete: Arc::default() };
+        let journal = Journal {
+            path,
+            desk: Arc::clone(&self.desk),
+            is_incomplete: Arc::default(),
+            report: Arc::default(),
+        };
         if is_open {
             return Ok(journal);
         }
@@ -100,7 +112,9 @@ impl Journals {
             match self.claim(&path) {
                 Ok(journal) => {
                     let past = PastCall::read(&path).ok().filter(|past| past.sid == sid);
-                    return past.map(|past| (journal, past)).ok_or(Unclaimed::NoJournal);
+                    let past = past.ok_or(Unclaimed::NoJournal)?;
+                    *lock(&journal.report) = past.report.clone();
+                    return Ok((journal, past));
                 }
                 Err(Unclaimed::Held) if Instant::now() < deadline => {
                     // The lock of another process announces nothing.
@@ -140,6 +154,7 @@ pub(crate) struct Journal {
     path: Arc<Path>,
     desk: Arc<Desk>,
     is_incomplete: Arc<AtomicBool>,
+    report: Arc<Mutex<Report>>,
 }
 
 impl Journal {
@@ -151,9 +166,15 @@ impl Journal {
     pub(crate) fn note(&self, event: &Event) {
         // A short list, so that a new event is thought about when it is made.
         let sync = matches!(event, Event::End { .. } | Event::Transfer | Event::Delivered);
+        lock(&self.report).apply(event);
         let Some(line) = line(event) else { return };
         let (path, is_incomplete) = (Arc::clone(&self.path), Arc::clone(&self.is_incomplete));
         self.desk.note(Note { path, line, sync, is_incomplete });
+    }
+
+    /// Of the whole call so far.
+    pub(crate) fn report(&self) -> Report {
+        lock(&self.report).clone()
     }
 
     pub(super) fn settle(&self) {
@@ -180,6 +201,7 @@ impl Clone for Journal {
             path: Arc::clone(&self.path),
             desk: Arc::clone(&self.desk),
             is_incomplete: Arc::clone(&self.is_incomplete),
+            report: Arc::clone(&self.report),
         }
     }
 }

@@ -18,6 +18,7 @@ use serde_json::Value;
 
 use crate::records::ended_by::EndedBy;
 use crate::records::event::{Direction, Event};
+use crate::records::report::Report;
 use crate::records::transcript::Transcript;
 use crate::toolbox::time::since;
 
@@ -40,12 +41,15 @@ pub(crate) struct PastCall {
     /// The caller was put through to a person, and what came of it is not known yet.
     pub(crate) transferred: bool,
     pub(crate) transcript: Transcript,
+    pub(crate) report: Report,
     pub(crate) delivered: bool,
     /// Why n8n has not taken it, at the last try.
     pub(crate) trouble: String,
     /// Since the first line, and since the last.
     pub(crate) age: Duration,
     pub(crate) quiet_for: Duration,
+    /// The last that happened before its end was noted.
+    last_event: Option<Timestamp>,
 }
 
 impl PastCall {
@@ -63,12 +67,15 @@ impl PastCall {
                 past.apply(event);
             }
         }
+        if let Some((began, last)) = past.began.zip(past.last_event) {
+            past.report.lasted_until(last.duration_since(began).try_into().unwrap_or_default());
+        }
         Ok(past)
     }
 
     fn note_time(&mut self, line: &Value, event: Option<&Event>) {
         // A try to deliver is nothing that happened in the call, and makes it no younger.
-        if matches!(event, Some(Event::Undelivered { .. })) {
+        if matches!(event, Some(Event::Undelivered { .. } | Event::Summary { .. })) {
             return;
         }
         if let Some(at) = line["at"].as_str().and_then(|at| at.parse().ok()) {
@@ -77,15 +84,19 @@ impl PastCall {
             if !matches!(event, Some(Event::Delivered)) {
                 self.ended = Some(at);
             }
+            if !matches!(event, Some(Event::Transfer | Event::End { .. } | Event::Delivered)) {
+                self.last_event = Some(at);
+            }
         }
     }
 
     pub(crate) fn apply(&mut self, event: Event) {
+        self.report.apply(&event);
         match event {
-            Event::Ring { call_sid, number, direction } => {
+            Event::Ring { call_sid, number, direction, .. } => {
                 (self.sid, self.number, self.direction) = (call_sid, number, direction);
             }
-            Event::Agent { call_id, agent } => {
+            Event::Agent { call_id, agent, .. } => {
                 (self.agent_id, self.agents) = (call_id, agent);
                 self.transferred = false;
             }
@@ -99,10 +110,12 @@ impl PastCall {
             | Event::Answer { .. }
             | Event::Stream { .. }
             | Event::FirstWord { .. }
+            | Event::Turn { .. }
             | Event::ToolBegins { .. }
             | Event::Tool { .. }
             | Event::Status { .. }
             | Event::Goodbye { .. }
+            | Event::Summary { .. }
             | Event::Wire { .. } => {}
         }
     }

@@ -10,6 +10,7 @@ mod faults;
 mod happy;
 mod metrics;
 mod owner;
+mod report;
 mod sad;
 
 use std::error::Error;
