@@ -94,7 +94,7 @@
 //!
 //! # Left out
 //!
-//! One agent for every number, one machine, no recording, no resampling (both sides speak
+//! One agent for every number, no recording, no resampling (both sides speak
 //! 8 kHz). Such places are marked with the word *Simplification* below.
 
 use std::collections::{HashMap, HashSet};
@@ -400,7 +400,8 @@ fn from_twilio(
     if let Some(token) = &bridge.config.twilio_auth_token {
         let signature = header(request, "X-Twilio-Signature");
         let url = format!("{}{}", bridge.config.public_url, request.url());
-        if !signature_is_valid(token, &url, &form, signature) {
+        let own = format!("{}{}", bridge.config.own_url(), request.url());
+        if ![&url, &own].iter().any(|url| signature_is_valid(token, url, &form, signature)) {
             log!(
                 Warn,
                 "{url}: Twilio's signature is {}: check TWILIO_AUTH_TOKEN, and that PUBLIC_URL is \
@@ -912,11 +913,11 @@ impl Answer {
     fn twiml(&self, bridge: &Bridge) -> String {
         let Bridge { config, agent, .. } = bridge;
         match self {
-            Answer::Stream { token } => twiml::connect_stream(&config.public_url, token),
+            Answer::Stream { token } => twiml::connect_stream(config.own_url(), token),
             Answer::Person(number) => {
                 twiml::say_and_dial(&agent.language, &agent.phrases.putting_through, number)
             }
-            Answer::Transfer(number) => twiml::transfer(&config.public_url, number),
+            Answer::Transfer(number) => twiml::transfer(config.own_url(), number),
             Answer::Sentence(sentence) => twiml::say_and_hang_up(&agent.language, sentence),
             Answer::HangUp => twiml::hang_up(),
         }
@@ -1737,8 +1738,7 @@ fn leave_to_machine(call: &Arc<Call>, answered_by: &str) {
 // In:       what was said, gathered as it was said.
 // Wire:     GET /api/calls/7c21…  {"summary":"Anna wants…","billedDuration":"72s",…}   Ultravox
 //           {"route":"2","number":"+4930123456","data":"Agent: Hello Anna…\nUser: …",
-//            "callSid":"CA9f3c…","endedBy":"CallerLeft","seconds":71,"summary":…,…}
-//                                                                  to n8n; any 2xx: it has it
+//            "endedBy":"CallerLeft","seconds":71,"summary":…,…}    to n8n; any 2xx: it has it
 // Out:      the transcript at n8n, and a journal that says so.
 // Fails:    never for good: what n8n does not take stays on disk and is tried again.
 // Not here: the caller's line. Nobody is on it any more.

@@ -40,7 +40,7 @@ pub(crate) fn browser_call(bridge: &'static Bridge, _url: &str, _order: &Value) 
         &json!({
             "callSid": sid,
             "streamPath": "/media-stream",
-            "streamUrl": stream_url(&bridge.config.public_url),
+            "streamUrl": stream_url(bridge.config.own_url()),
             "parameters": answer.parameters(),
             "twiml": answer.twiml(bridge),
         }),

@@ -22,11 +22,12 @@ use crate::toolbox::log::{Level, LogFormat};
 /// `API_TOKEN`. A shorter one could be guessed.
 pub(super) const API_TOKEN_CHARS_MIN: usize = 16;
 /// Every setting, in the order of `.env.example` and the README.
-const SETTINGS: [&str; 30] = [
+const SETTINGS: [&str; 31] = [
     "ULTRAVOX_API_KEY",
     "PUBLIC_URL",
     "N8N_WEBHOOK_URL",
     "PORT",
+    "COPY_URL",
     "BIND",
     "TWILIO_AUTH_TOKEN",
     "TWILIO_ACCOUNT_SID",
@@ -62,6 +63,8 @@ pub(crate) struct Config {
     pub(crate) public_url: String,
     pub(crate) n8n_webhook_url: Option<String>,
     pub(crate) port: u16,
+    /// Of one copy among several. None: `public_url` leads to this process.
+    pub(crate) copy_url: Option<String>,
     pub(crate) bind: IpAddr,
     pub(crate) twilio_auth_token: Option<Secret>,
     pub(crate) twilio_account_sid: Option<String>,
@@ -121,6 +124,7 @@ impl Config {
             public_url: settings.public_url(),
             n8n_webhook_url: settings.url("N8N_WEBHOOK_URL"),
             port: settings.number("PORT", 8_000, 0, u16::MAX),
+            copy_url: settings.copy_url(),
             bind: settings
                 .parsed("BIND", "an IP address such as 0.0.0.0")
                 .unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
@@ -203,6 +207,11 @@ pub(crate) fn settings_in_force() -> (HashMap<String, String>, Vec<String>) {
 }
 
 impl Config {
+    /// Where what belongs to a call of this process must come back to.
+    pub(crate) fn own_url(&self) -> &str {
+        self.copy_url.as_deref().unwrap_or(&self.public_url)
+    }
+
     /// What others answer may quote what we have sent them, as it is or in JSON.
     pub(crate) fn hide_secrets(&self, text: String) -> String {
         let header = self.n8n_auth_header.as_ref().map(|(_, value)| value);

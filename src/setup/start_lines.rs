@@ -12,6 +12,9 @@ use crate::toolbox::log::log;
 pub(crate) fn introduce(config: &Config, agent: &Agent, address: SocketAddr) {
     log!(Info, "callbridge {} listening on {address}", env!("CARGO_PKG_VERSION"));
     log!(Info, "Twilio's Voice webhook is {}/incoming-call (POST)", config.public_url);
+    if let Some(own) = &config.copy_url {
+        log!(Info, "one of several copies: what belongs to its calls comes back to {own}");
+    }
     log!(
         Info,
         "agent {} of {}: {} stages, {} tools, model {}",
