@@ -3,7 +3,8 @@
 //! dies meanwhile, a journal of an older version.
 
 use std::fs;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -151,7 +152,7 @@ fn without_a_summary_the_transcript_comes_all_the_same() -> Outcome {
         ("dropped", Reply::Reset, 3),
         ("hanging", Reply::Hang, 3),
     ];
-    std::thread::scope(|scope| {
+    thread::scope(|scope| {
         let play = |(what, reply, asked): (&'static str, Reply, usize)| -> Outcome {
             let world = builder().start()?;
             let call = talk(&world)?;
@@ -210,6 +211,14 @@ fn a_process_that_dies_while_it_asks_leaves_it_to_the_next() -> Outcome {
     says(&world, &call, Reply::Hang);
     call.phone.hang_up()?;
     world.ultravox.wait_looked_up(call.agent.id(), 1)?;
+    // The writer may be behind by a moment.
+    let deadline = Instant::now() + LONG_PATIENCE;
+    let has_ended =
+        || world.journal(&call.ringing.call_sid).iter().any(|one| one["event"] == "end");
+    while !has_ended() && Instant::now() < deadline {
+        // Nothing announces that a file has grown.
+        thread::sleep(Duration::from_millis(2));
+    }
     world.bridge.kill();
     assert!(world.n8n.requests_of("2").is_empty(), "it was about to ask");
     says(&world, &call, summed_up(&json!("After the restart."), &json!("12s")));
