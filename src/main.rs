@@ -67,7 +67,7 @@
 //! usage.rs      the command line
 //! ------------------- below this line nobody names `Bridge` or `Call`
 //! parties/      twilio, ultravox, n8n, standing
-//! records/      delivery, ended_by, event, index, journal, outbox, past, tally, tap,
+//! records/      delivery, ended_by, event, index, journal, outbox, past, report, tally, tap,
 //!               transcript, writer
 //! setup/        settings, values, dot_env, agent, agent_files, agent_in_force, start_lines, stop
 //! door/         head, health, inner, lobby, reply, request
@@ -98,7 +98,7 @@
 //!
 //! # Left out
 //!
-//! One agent for every number, one machine, no recording, no resampling (both sides speak
+//! One agent for every number, no recording, no resampling (both sides speak
 //! 8 kHz). Such places are marked with the word *Simplification* below.
 
 use std::collections::{HashMap, HashSet};
@@ -114,7 +114,7 @@ use jiff::Timestamp;
 use ring::digest;
 use rustls::ClientConfig;
 use rustls::pki_types::CertificateDer;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use subtle::ConstantTimeEq as _;
@@ -306,8 +306,9 @@ fn run(bridge: &'static Bridge, listener: TcpListener) -> io::Result<()> {
     door::open(listener, bridge, bridge.config.max_calls.get())?;
     // Thousands of journals take a while to read. Neither a caller nor a signal waits for them.
     spawn("journals".into(), move || {
+        let ask = |id: &str, within| bridge.ultravox.summary(id, within);
         let file = |delivery: &mut Delivery| file_transcript(bridge, delivery);
-        bridge.outbox.start(&bridge.journals, file);
+        bridge.outbox.start(&bridge.journals, ask, file);
     })?;
     await_end(bridge, signals)
 }
@@ -375,7 +376,8 @@ fn from_twilio(
     if let Some(token) = &bridge.config.twilio_auth_token {
         let signature = header(request, "X-Twilio-Signature");
         let url = format!("{}{}", bridge.config.public_url, request.url());
-        if !signature_is_valid(token, &url, &form, signature) {
+        let own = format!("{}{}", bridge.config.own_url(), request.url());
+        if ![&url, &own].iter().any(|url| signature_is_valid(token, url, &form, signature)) {
             let why = why_invalid(signature, header(request, SHARED_KEY));
             log_refusal("signature", format_args!("{url}: {why}"));
             twilio_has_called(signature, false);
@@ -401,7 +403,8 @@ fn incoming_call(bridge: &'static Bridge, form: &Form) -> Reply {
         None => (Direction::In, caller(form.get("From"))),
     };
     let wire = format!("POST /incoming-call\nX-Twilio-Signature: ***\n\n{}", form.redacted());
-    let incoming = IncomingCall { sid, number, direction, order, wire };
+    let to = form.get("To");
+    let incoming = IncomingCall { sid, number, to, direction, order, wire };
     Reply::twiml(take_call(bridge, &incoming).twiml(bridge))
 }
 
@@ -410,6 +413,8 @@ struct IncomingCall<'a> {
     sid: &'a str,
     /// As Twilio gave it: a number, `anonymous`, `client:name`, anything.
     number: &'a str,
+    /// The number that was called.
+    to: &'a str,
     direction: Direction,
     /// Of a call that goes out, unless an earlier process has made it.
     order: Option<Order>,
@@ -419,7 +424,7 @@ struct IncomingCall<'a> {
 
 /// Steps 1 to 4 of a new call.
 fn take_call(bridge: &'static Bridge, incoming: &IncomingCall) -> Answer {
-    let IncomingCall { sid, number, direction, wire, .. } = incoming;
+    let IncomingCall { sid, number, to, direction, wire, .. } = incoming;
     if let Some(answer) = rings_again(bridge, incoming) {
         return answer;
     }
@@ -447,8 +452,8 @@ fn take_call(bridge: &'static Bridge, incoming: &IncomingCall) -> Answer {
     };
     let does = if *direction == Direction::Out { "has picked up" } else { "is calling" };
     log!(call, Info, Ring, "{} {does}", shorten_number(number));
-    let (call_sid, number) = (call.sid.clone(), call.number.clone());
-    call.journal.note(&Event::Ring { call_sid, number, direction: *direction });
+    let (call_sid, number, to) = (call.sid.clone(), call.number.clone(), (*to).to_owned());
+    call.journal.note(&Event::Ring { call_sid, number, direction: *direction, to });
     call.tap.show(Exhibit::Ring, || wire.clone());
     let opening = first_words(&call, incoming.first_message());
     connect_to_agent(&call, line, &opening)
@@ -724,9 +729,9 @@ fn join_agent(call: &Call, opening: &Opening, deadline: Instant) -> Result<Arc<A
     // It may come from a journal that somebody has edited.
     state.agents = state.agents.saturating_add(1);
     state.ends_by = Some(Instant::now() + max_duration(call, opening) + TOO_LONG_GRACE);
-    let agent = state.agents;
+    let (agent, entered) = (state.agents, state.stage.clone());
     drop(state);
-    call.journal.note(&Event::Agent { call_id, agent });
+    call.journal.note(&Event::Agent { call_id, agent, stage: entered });
     Ok(Arc::new(joined))
 }
 
@@ -893,9 +898,9 @@ impl Answer {
     fn twiml(&self, bridge: &Bridge) -> String {
         let (config, agent) = (&bridge.config, bridge.agent.get());
         match self {
-            Answer::Stream { token } => twiml::connect_stream(&config.public_url, token),
-            Answer::Person(number) => twiml::say_and_dial(&config.public_url, &agent, number),
-            Answer::Transfer(transfer) => twiml::transfer(&config.public_url, transfer),
+            Answer::Stream { token } => twiml::connect_stream(config.own_url(), token),
+            Answer::Person(number) => twiml::say_and_dial(config.own_url(), &agent, number),
+            Answer::Transfer(transfer) => twiml::transfer(config.own_url(), transfer),
             Answer::Sentence(sentence) => twiml::say_and_hang_up(&agent.language, sentence),
             Answer::HangUp => twiml::hang_up(),
         }
@@ -1467,7 +1472,7 @@ fn n8n_tool(call: &Call, invocation: &Invocation) -> (ToolResult, &'static str) 
     }
     let key = format!("{}-{route}-{}", call.sid, fingerprint.get(..16).unwrap_or_default());
     let (sid, number) = (call.sid.as_str(), call.number.as_str());
-    let question = Question { sid, number, route, data: &data, key, ended_by: None };
+    let question = Question { sid, number, route, data: &data, key, report: Map::new() };
     match call.bridge.n8n.tool(&question, tool.within, &call.tap) {
         Ok(text) => {
             *answer = Some(text.clone());
@@ -1689,7 +1694,7 @@ fn whisper(bridge: &'static Bridge, form: &Form) -> Reply {
     Reply::twiml(match form.get("Digits") {
         "" => {
             let sentence = agent.whisper(form.get(REASON));
-            twiml::whisper(&config.public_url, &agent.language, &sentence)
+            twiml::whisper(config.own_url(), &agent.language, &sentence)
         }
         TAKES_IT => {
             note_accepted(bridge, form.get("ParentCallSid"));
@@ -1744,8 +1749,9 @@ fn leave_to_machine(call: &Arc<Call>, answered_by: &str) {
 // ============================================================================
 //
 // In:       what was said, gathered as it was said.
-// Wire:     {"route":"2","number":"+4930123456","data":"Agent: Hello Anna…\nUser: …",
-//            "callSid":"CA9f3c…","endedBy":"CallerLeft"}           to n8n; any 2xx: it has it
+// Wire:     GET /api/calls/7c21…  {"summary":"Anna wants…","billedDuration":"72s",…}   Ultravox
+//           {"route":"2","number":"+4930123456","data":"Agent: Hello Anna…\nUser: …",
+//            "endedBy":"CallerLeft","seconds":71,"summary":…,…}    to n8n; any 2xx: it has it
 // Out:      the transcript at n8n, and a journal that says so.
 // Fails:    never for good: what n8n does not take stays on disk and is tried again.
 // Not here: the caller's line. Nobody is on it any more.
@@ -1795,14 +1801,13 @@ fn file_transcript(bridge: &Bridge, delivery: &mut Delivery) -> Result<(), Failu
 }
 
 fn offer(n8n: &N8n, config: &Arc<Config>, delivery: &Delivery) -> Result<(), Failure> {
-    let ended_by = delivery.ended_by.to_string();
     let question = Question {
         sid: &delivery.sid,
         number: &delivery.number,
         route: "2",
         data: &delivery.transcript.text(),
         key: format!("{}-2", delivery.sid),
-        ended_by: Some(&ended_by),
+        report: delivery.report(),
     };
     n8n.file(&question, DELIVER_WITHIN, &delivery.tap(config))
 }

@@ -88,6 +88,7 @@ fn an_incoming_call() -> IncomingCall<'static> {
     IncomingCall {
         sid: "CA1",
         number: "+4930123456",
+        to: "",
         direction: Direction::In,
         order: None,
         wire: String::new(),

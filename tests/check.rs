@@ -661,6 +661,30 @@ fn the_way_from_outside_leads_to_another_callbridge() -> Outcome {
     Ok(())
 }
 
+/// Behind a load balancer the public address may lead to any copy, and this one's own only here.
+#[test]
+fn one_of_several_copies_has_an_address_of_its_own() -> Outcome {
+    let own = Front::open(Certificate::Good)?;
+    let house = House::build(|builder| builder.setting("COPY_URL", &own.url))?;
+    own.set(Manner::Pass(house.world.bridge.address()));
+    let neighbour = World::builder(PROGRAM).start()?;
+    house.front.set(Manner::Pass(neighbour.bridge.address()));
+    let both = [house.front.pem(), own.pem()].map(std::fs::read_to_string);
+    let both = both.into_iter().collect::<Result<String, _>>()?;
+    let roots = house.world.home().join("both.pem");
+    std::fs::write(&roots, both)?;
+    let roots = roots.to_string_lossy();
+    let report = house.look(&[("SSL_CERT_FILE", &roots)])?;
+    report.names("ok", "PUBLIC_URL", "health", "leads to one of the copies", "");
+    report.names("ok", "COPY_URL", "health", "leads to this callbridge", "");
+    report.names("ok", "PUBLIC_URL", "websocket", "audio socket opens", "");
+
+    own.set(Manner::Pass(neighbour.bridge.address()));
+    let report = house.look(&[("SSL_CERT_FILE", &roots)])?;
+    report.blames("COPY_URL", "health", "another callbridge", "stop the other one");
+    Ok(())
+}
+
 #[test]
 fn the_running_server_has_an_older_address() -> Outcome {
     let house = House::new()?;

@@ -210,6 +210,7 @@ impl Call {
         let incoming = IncomingCall {
             sid: &past.sid,
             number: &past.number,
+            to: "",
             direction: past.direction,
             order: None,
             wire: String::new(),

@@ -6,6 +6,8 @@
 
 use std::time::{Duration, Instant};
 
+use serde_json::Map;
+
 use super::STEP_WITHIN;
 use super::http::NoAnswer;
 use super::report::{Finding, Topic};
@@ -49,7 +51,7 @@ fn ask(setup: &Setup) -> Finding {
         route: "1",
         data: "empty",
         key,
-        ended_by: None,
+        report: Map::new(),
     };
     let began = Instant::now();
     let reply = setup.bridge.n8n.ask(&question, STEP_WITHIN, read_greeting);

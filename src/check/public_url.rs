@@ -17,6 +17,7 @@ use crate::setup::settings::Config;
 use crate::toolbox::random::random_hex;
 
 const HEALTH: Topic = Topic::new("PUBLIC_URL", "health");
+const COPY: Topic = Topic::new("COPY_URL", "health");
 
 pub(super) fn look(setup: &'static Setup) -> Vec<Finding> {
     let (config, nonce) = (&setup.bridge.config, random_hex());
@@ -25,10 +26,14 @@ pub(super) fn look(setup: &'static Setup) -> Vec<Finding> {
         let what = "not tried: there is no address yet";
         return vec![home, HEALTH.skipped(what, "set PUBLIC_URL first")];
     };
-    let reached = from_outside(setup, url, &nonce, proof.as_deref());
-    let is_reached = reached.is_ok();
-    let mut findings = vec![home, reached];
-    if is_reached {
+    let mut findings = vec![home, from_outside(&HEALTH, setup, url, &nonce, proof.as_deref())];
+    let mut url = url;
+    if let Some(own) = &config.copy_url {
+        // The stream of a call goes there.
+        url = own;
+        findings.push(from_outside(&COPY, setup, url, &nonce, proof.as_deref()));
+    }
+    if findings.iter().skip(1).all(Finding::is_ok) {
         let mut questions: Vec<Question> = vec![Box::new(move || audio_socket(setup, url))];
         if config.ssl_cert_file.is_some() {
             questions.push(Box::new(move || reach::certificate(config, url)));
@@ -39,29 +44,38 @@ pub(super) fn look(setup: &'static Setup) -> Vec<Finding> {
     findings
 }
 
-fn from_outside(setup: &Setup, url: &str, nonce: &str, proof: Option<&str>) -> Finding {
+fn from_outside(
+    topic: &Topic,
+    setup: &Setup,
+    url: &str,
+    nonce: &str,
+    proof: Option<&str>,
+) -> Finding {
     let port = setup.bridge.config.port;
     let shown = shown_url(url);
     let address = format!("{url}/health?nonce={nonce}");
     let answer = match get(&setup.bridge.http, &address, &[], STEP_WITHIN) {
         Ok(answer) => answer,
-        Err(why) => return HEALTH.wrong(format!("{shown}: {why}"), unreached(&why)),
+        Err(why) => return topic.wrong(format!("{shown}: {why}"), unreached(&why)),
     };
     match (port::proof(&answer), proof) {
         (Some(theirs), Some(ours)) if theirs == ours => {
             let took = answer.took.as_millis();
-            HEALTH.ok(format!("{shown} leads to this callbridge, in {took} ms"))
+            topic.ok(format!("{shown} leads to this callbridge, in {took} ms"))
         }
-        (Some(_), _) => HEALTH.wrong(
+        (Some(_), _) if *topic == HEALTH && setup.bridge.config.copy_url.is_some() => {
+            topic.ok(format!("{shown} leads to one of the copies"))
+        }
+        (Some(_), _) => topic.wrong(
             format!("{shown} leads to another callbridge, not to port {port} here"),
             format!(
                 "stop the other one, or forward the tunnel or proxy to 127.0.0.1:{port} on this \
-                 machine (unless it is one of several copies behind one address)"
+                 machine (if it is one of several copies behind one address: set COPY_URL)"
             ),
         ),
         (None, _) => {
             let (what, cure) = explain(&setup.bridge.config, &answer, url);
-            HEALTH.wrong(format!("{shown}{what}"), cure)
+            topic.wrong(format!("{shown}{what}"), cure)
         }
     }
 }

@@ -104,6 +104,7 @@ pub use self::{
     trouble::Trouble,
     twilio::{Ringing, twilio_signature},
     twiml::Twiml,
+    ultravox::SUMMARY,
     ultravox::{VOICES, account},
     world::{World, WorldBuilder, closed_port},
 };

@@ -48,6 +48,9 @@ pub const VOICES: [(&str, &str); 6] = [
     ("Tanya-English", "00000000-0000-4000-8000-000000000006"),
 ];
 
+/// What it says of every call, once it is asked.
+pub const SUMMARY: &str = "The caller asked for advice, and got it.";
+
 /// The agent's side: it lets calls be created, and hands them to the test.
 pub struct Ultravox {
     /// Where its REST API is: `https` if the agents are behind TLS.
@@ -80,6 +83,8 @@ pub(super) struct Calls {
     account_asked: usize,
     #[cfg(test)]
     refuse_deletes: Option<Reply>,
+    /// Ids of calls that were asked about.
+    looked_up: Vec<String>,
     /// Answers to GET by path, in the place of the standing ones.
     told: HashMap<String, Reply>,
 }
@@ -202,6 +207,8 @@ impl UltravoxState {
     fn look_up(&self, request: &HttpRequest) -> Reply {
         let told = self.board.change(|calls| {
             calls.account_asked += usize::from(request.path() == "/api/accounts/me");
+            let call = request.path().strip_prefix("/api/calls/").map(str::to_owned);
+            calls.looked_up.extend(call);
             calls.told.get(request.path()).cloned()
         });
         if request.header("x-api-key") != Some(API_KEY) {
@@ -229,6 +236,7 @@ impl UltravoxState {
                     200,
                     &json!({"corpusId": CORPUS_ID, "name": "Handbook", "stats": {"numDocs": 3}}),
                 ),
+                Some(("/api/calls", id)) => self.summary(id).unwrap_or_else(unknown),
                 Some(("/api/voices", id)) => {
                     let found = voices.iter().find(|voice| voice["voiceId"] == id);
                     found.map_or_else(unknown, |voice| Reply::json(200, voice))
@@ -236,6 +244,20 @@ impl UltravoxState {
                 _ => unknown(),
             },
         }
+    }
+
+    /// The real one takes some seconds for it.
+    fn summary(&self, id: &str) -> Option<Reply> {
+        let is_its = |call: &Value| call["callId"] == id;
+        let mut call = self
+            .board
+            .look(|calls| calls.created.iter().map(AgentCall::description).find(is_its))?;
+        call["ended"] = json!("2026-11-22T10:01:12.000000Z");
+        call["summary"] = json!(SUMMARY);
+        call["shortSummary"] = json!("A call.");
+        call["billedDuration"] = json!("72s");
+        call["billingStatus"] = json!("BILLING_STATUS_BILLED");
+        Some(Reply::json(200, &call))
     }
 
     /// One connection to the agent's socket, from accept to end.

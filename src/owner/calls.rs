@@ -317,6 +317,10 @@ pub(crate) fn call_story(bridge: &'static Bridge, request: &tiny_http::Request) 
     };
     let summary = live
         .map_or_else(|| Summary::of_past(bridge, &bridge.journals.brief(&path)), Summary::of_live);
+    let report = match live {
+        Some(call) => call.journal.report(),
+        None => PastCall::read(&path).unwrap_or_default().report,
+    };
     // Without a journal, memory is all there is.
     let all = trouble.is_some();
     Reply::json(
@@ -331,6 +335,7 @@ pub(crate) fn call_story(bridge: &'static Bridge, request: &tiny_http::Request) 
             "live": summary.live,
             "trouble": trouble,
             "summary": summary,
+            "report": report.fields(),
         }),
     )
 }

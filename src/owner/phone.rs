@@ -24,6 +24,7 @@ pub(crate) fn browser_call(bridge: &'static Bridge, _url: &str, _order: &Value) 
     let incoming = IncomingCall {
         sid: &sid,
         number: BROWSER,
+        to: "",
         direction: Direction::Browser,
         order: None,
         wire: "POST /browser-call\nAuthorization: ***\n\n{}".into(),

@@ -9,10 +9,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use serde_json::{Map, Value, json};
+
 use crate::records::ended_by::EndedBy;
 use crate::records::event::{Direction, Event};
 use crate::records::journal::{Journal, Journals, sid_of};
 use crate::records::past::PastCall;
+use crate::records::report::Report;
 use crate::records::tap::Tap;
 use crate::records::transcript::Transcript;
 use crate::setup::settings::Config;
@@ -32,6 +35,19 @@ pub(super) const DELIVER_AGAIN_MAX: Duration = Duration::from_mins(15);
 /// A transcript that n8n has not taken for this long is kept and reported, and not tried again
 /// unless `callbridge outbox --retry` says so.
 pub(super) const DELIVER_FOR: Duration = Duration::from_hours(72);
+
+/// For a call's summary, which Ultravox has some seconds after the end. Then the transcript goes
+/// without one.
+pub(super) const SUMMARY_WITHIN: Duration = Duration::from_secs(10);
+/// When it is asked, counted from when the transcript could go.
+const ASKED_AFTER: [Duration; 3] = [Duration::ZERO, Duration::from_secs(3), Duration::from_secs(8)];
+/// For one answer.
+const ASK_WITHIN: Duration = Duration::from_secs(2);
+
+const _: () = assert!(
+    ASKED_AFTER[2].as_secs() + ASK_WITHIN.as_secs() <= SUMMARY_WITHIN.as_secs(),
+    "no transcript waits longer for its summary"
+);
 
 /// How long a call that was put through to a person may come back. The page's phone rings nobody:
 /// whoever tries a transfer with it says within a minute what came of it, or has closed the page.
@@ -58,11 +74,14 @@ pub(crate) struct Delivery {
     direction: Direction,
     pub(crate) transcript: Transcript,
     pub(crate) ended_by: EndedBy,
+    report: Report,
     path: PathBuf,
     /// Only while it is being delivered: there may be more to deliver than files can be open.
     journal: Option<Journal>,
     /// The call may still go on: its process died, or its caller is being put through.
     unfinished: bool,
+    /// How often Ultravox was asked for a summary, or as often as it is at most.
+    asked: usize,
     tries: u32,
     due: Instant,
     since: Instant,
@@ -84,10 +103,12 @@ impl Delivery {
             direction,
             transcript,
             ended_by,
+            report: journal.report(),
             path: journal.path().to_owned(),
             // A transferred call is nobody's until it comes back.
             journal: (!unfinished).then(|| journal.clone()),
             unfinished,
+            asked: 0,
             tries: 0,
             due: Instant::now() + wait,
             since: Instant::now(),
@@ -110,9 +131,11 @@ impl Delivery {
             direction: past.direction,
             transcript: past.transcript,
             ended_by,
+            report: past.report,
             path,
             journal: None,
             unfinished: past.ended_by.is_none(),
+            asked: 0,
             tries: 0,
             due: Instant::now() + may_go_on_for.saturating_sub(past.quiet_for),
             since: Instant::now().checked_sub(past.quiet_for).unwrap_or_else(Instant::now),
@@ -121,7 +144,9 @@ impl Delivery {
 
     /// Before a try. Whatever another process has written meanwhile counts.
     pub(crate) fn claim(&mut self, journals: &Journals) -> Claim {
-        if self.journal.is_some() {
+        if let Some(journal) = &self.journal {
+            // A tool that was slower than its call counts as well.
+            self.report = journal.report();
             return Claim::Ours;
         }
         let Ok(journal) = journals.claim(&self.path) else { return Claim::Held };
@@ -135,6 +160,7 @@ impl Delivery {
                 };
                 if past.transcript.utterances().len() >= self.transcript.utterances().len() {
                     self.transcript = past.transcript;
+                    self.report = past.report;
                 }
             }
             Ok(_) | Err(_) => journal.lacks_something(),
@@ -147,12 +173,67 @@ impl Delivery {
         &self.path
     }
 
+    /// When it goes to n8n: with its summary, or without.
     pub(super) fn due(&self) -> Instant {
-        self.due
+        if self.next_ask().is_some() { self.due + SUMMARY_WITHIN } else { self.due }
     }
 
     pub(super) fn is_due_in(&mut self, pause: Duration) {
         self.due = Instant::now() + pause;
+    }
+
+    /// If it was to be later.
+    pub(super) fn is_due_now(&mut self) {
+        self.due = self.due.min(Instant::now());
+    }
+
+    /// When Ultravox is to be asked for its summary. None: not any more.
+    pub(super) fn next_ask(&self) -> Option<Instant> {
+        let after = ASKED_AFTER.get(self.asked)?;
+        let asks = !self.report.is_complete() && self.transcript.count() > 0;
+        (asks && !self.report.ultravox_call_id().is_empty()).then(|| self.due + *after)
+    }
+
+    pub(super) fn no_more_asks(&mut self) {
+        self.asked = ASKED_AFTER.len();
+    }
+
+    /// One try to get the summary. `ask` gets Ultravox's id of the call.
+    pub(super) fn ask(
+        &mut self,
+        journals: &Journals,
+        ask: impl Fn(&str, Duration) -> Result<Event, Failure>,
+    ) {
+        let had_journal = self.journal.is_some();
+        let left = (self.due + SUMMARY_WITHIN).saturating_duration_since(Instant::now());
+        self.asked += 1;
+        if !matches!(self.claim(journals), Claim::Ours) || left.is_zero() {
+            return self.no_more_asks();
+        }
+        match ask(self.report.ultravox_call_id(), left.min(ASK_WITHIN)) {
+            Ok(summary) => {
+                let before = self.report.clone();
+                self.report.apply(&summary);
+                if self.report != before {
+                    self.note(&summary);
+                }
+            }
+            Err(failure) => {
+                log!(self, Debug, After, "no summary: {failure}");
+                if failure.refused {
+                    self.no_more_asks();
+                }
+            }
+        }
+        if !had_journal {
+            self.journal = None;
+        }
+    }
+
+    pub(crate) fn report(&self) -> Map<String, Value> {
+        let mut fields = self.report.fields();
+        fields.insert("endedBy".into(), json!(self.ended_by));
+        fields
     }
 
     pub(super) fn since(&self) -> Instant {
@@ -188,7 +269,8 @@ impl Delivery {
         let Some(journal) = &self.journal else { return };
         if journal.is_to_be_completed() {
             let (call_sid, number) = (self.sid.clone(), self.number.clone());
-            journal.note(&Event::Ring { call_sid, number, direction: self.direction });
+            let (direction, to) = (self.direction, self.report.to().to_owned());
+            journal.note(&Event::Ring { call_sid, number, direction, to });
             for utterance in self.transcript.utterances() {
                 journal.note(&Event::Said(utterance.clone()));
             }

@@ -51,15 +51,21 @@ pub(crate) enum Event {
         number: String,
         #[serde(default, deserialize_with = "lenient")]
         direction: Direction,
+        /// The number that was called.
+        #[serde(default, deserialize_with = "lenient")]
+        to: String,
     },
     /// 2: `from` is `n8n`, `default` or `order`; `why` says why it is not n8n's.
     Greeting { from: String, ms: u64, why: String },
-    /// 3: `call_id` is Ultravox's; `agent` counts the agents of this call, from 1.
+    /// 3: `call_id` is Ultravox's; `agent` counts the agents of this call, from 1; `stage` is where
+    /// it begins.
     Agent {
         #[serde(default, deserialize_with = "lenient")]
         call_id: String,
         #[serde(default, deserialize_with = "lenient")]
         agent: u64,
+        #[serde(default, deserialize_with = "lenient")]
+        stage: String,
     },
     /// 4: `what` is `stream`, `apology`, `transfer` or `hangup`; `ms` is since the ring.
     Answer { what: String, ms: u64 },
@@ -111,6 +117,13 @@ pub(crate) enum Event {
     End {
         #[serde(deserialize_with = "lenient")]
         ended_by: EndedBy,
+    },
+    /// 9: what Ultravox says of the call. Empty or missing: nothing, or nothing yet.
+    Summary {
+        #[serde(default, deserialize_with = "lenient")]
+        text: String,
+        #[serde(default, deserialize_with = "lenient")]
+        billed_seconds: Option<u64>,
     },
     /// 9: n8n did not take the transcript.
     Undelivered {

@@ -22,6 +22,7 @@ use std::{io, mem};
 use crate::records::ended_by::EndedBy;
 use crate::records::journal::{journals, sid_of};
 use crate::records::past::PastCall;
+use crate::records::report::Report;
 use crate::toolbox::threads::lock;
 use crate::toolbox::time::in_seconds;
 
@@ -58,7 +59,7 @@ struct Entry {
 #[derive(Default)]
 pub(crate) struct Brief {
     pub(crate) path: PathBuf,
-    /// Its transcript is empty here.
+    /// Its transcript and its report are empty here.
     pub(crate) past: PastCall,
     /// Utterances.
     pub(crate) lines: usize,
@@ -80,6 +81,7 @@ impl Brief {
         let bytes = path.metadata().map_or(0, |file| file.len());
         let mut past = PastCall::read(path).unwrap_or_default();
         let lines = mem::take(&mut past.transcript).count();
+        past.report = Report::default();
         Brief { path: path.to_owned(), past, lines, bytes }
     }
 

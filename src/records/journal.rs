@@ -29,6 +29,7 @@ use serde::Serialize;
 use crate::records::event::Event;
 use crate::records::index::{Brief, Past};
 use crate::records::past::PastCall;
+use crate::records::report::Report;
 use crate::records::tally::Tally;
 use crate::records::writer::{Desk, Note};
 use crate::toolbox::log::{Step, presentable};
@@ -116,6 +117,7 @@ impl Journals {
             desk: Arc::clone(&self.desk),
             is_incomplete: Arc::default(),
             tally: Arc::default(),
+            report: Arc::default(),
         }
     }
 
@@ -128,6 +130,7 @@ impl Journals {
             desk: Arc::clone(&self.desk),
             is_incomplete: Arc::default(),
             tally: Arc::default(),
+            report: Arc::default(),
         };
         if is_open {
             return Ok(journal);
@@ -155,6 +158,7 @@ impl Journals {
                     let past = PastCall::read(&path).ok().filter(|past| past.sid == sid);
                     let past = past.ok_or(Unclaimed::NoJournal)?;
                     *lock(&journal.tally) = past.tally.clone();
+                    *lock(&journal.report) = past.report.clone();
                     return Ok((journal, past));
                 }
                 Err(Unclaimed::Held) if Instant::now() < deadline => {
@@ -206,6 +210,7 @@ pub(crate) struct Journal {
     desk: Arc<Desk>,
     is_incomplete: Arc<AtomicBool>,
     tally: Arc<Mutex<Tally>>,
+    report: Arc<Mutex<Report>>,
 }
 
 impl Journal {
@@ -221,6 +226,7 @@ impl Journal {
             Event::End { .. } | Event::Transfer(_) | Event::Accepted | Event::Delivered
         );
         lock(&self.tally).apply(event);
+        lock(&self.report).apply(event);
         let Some(line) = line(event) else { return };
         let (path, is_incomplete) = (Arc::clone(&self.path), Arc::clone(&self.is_incomplete));
         self.desk.note(Note { path, line, sync, is_incomplete });
@@ -235,6 +241,11 @@ impl Journal {
     /// Of the whole call so far.
     pub(crate) fn tally(&self) -> Tally {
         lock(&self.tally).clone()
+    }
+
+    /// Of the whole call so far.
+    pub(crate) fn report(&self) -> Report {
+        lock(&self.report).clone()
     }
 
     pub(super) fn settle(&self) {
@@ -262,6 +273,7 @@ impl Clone for Journal {
             desk: Arc::clone(&self.desk),
             is_incomplete: Arc::clone(&self.is_incomplete),
             tally: Arc::clone(&self.tally),
+            report: Arc::clone(&self.report),
         }
     }
 }

@@ -5,6 +5,7 @@
 //! * [`journal`]: a call's file on disk, one event a line; [`writer`] is the thread that writes.
 //! * [`past`]: journals read back, by the process that comes after, and by the live page.
 //! * [`delivery`] and [`outbox`]: what n8n is still to get, and when it is offered the next time.
+//! * [`report`]: what is told of a call beside its transcript.
 //! * [`tap`]: what goes over the wire, and [`tally`], what went wrong: for the live page.
 //!
 //! Nothing here knows a call in progress, a socket, or n8n: calls hand their events down, and the
@@ -18,6 +19,7 @@ pub(crate) mod index;
 pub(crate) mod journal;
 pub(crate) mod outbox;
 pub(crate) mod past;
+pub(crate) mod report;
 pub(crate) mod tally;
 pub(crate) mod tap;
 pub(crate) mod transcript;

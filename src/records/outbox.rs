@@ -6,8 +6,11 @@
 //! here and tried again after a pause that grows, also by the next process, from the journals.
 //!
 //! ```text
-//! outbox.start(&bridge.journals, |delivery| file_transcript(bridge, delivery))?;
+//! outbox.start(&bridge.journals, ask, |delivery| file_transcript(bridge, delivery))?;
 //! ```
+//!
+//! Before its first try, Ultravox is asked for a summary with `ask`, by threads of their own: one
+//! that hangs holds up no transcript for longer than `SUMMARY_WITHIN`.
 //!
 //! A journal that somebody has is left alone, and looked at again: its call goes on, here or in
 //! another process on the same directory, or its transcript is just being delivered. The outbox
@@ -25,6 +28,7 @@ use std::{fs, io};
 use jiff::Timestamp;
 
 use crate::records::delivery::{Claim, DELIVER_AGAIN_MAX, DELIVER_FOR, DELIVER_WITHIN, Delivery};
+use crate::records::event::Event;
 use crate::records::journal::{Journals, journals, sid_of};
 use crate::records::past::{PastCall, delivered_at};
 use crate::setup::settings::Config;
@@ -35,6 +39,8 @@ use crate::toolbox::time::since;
 
 /// Deliveries at the same time, so that a hanging one does not hold up the others.
 const DELIVERIES_AT_ONCE: usize = 4;
+/// Questions for summaries at the same time. What cannot be asked in time goes without one.
+const ASKS_AT_ONCE: usize = 4;
 /// How often journals are looked at again that somebody had.
 const LOOK_AGAIN_AFTER: Duration = Duration::from_secs(5);
 /// How often the journals are looked through for those that are older than `KEEP_DAYS`.
@@ -65,11 +71,26 @@ struct Deliveries {
     all_read: bool,
     /// Calls of which nothing more will come, and that are still to be filed.
     over: HashSet<String>,
+    /// The process is about to end, and nobody waits for a summary any more.
+    is_ending: bool,
 }
 
 impl Deliveries {
     fn is_held(&self, sid: &str) -> bool {
         self.held.iter().any(|path| sid_of(path) == sid)
+    }
+
+    fn take_in(&mut self, mut delivery: Delivery) {
+        if self.is_ending {
+            delivery.no_more_asks();
+        }
+        self.waiting.push(delivery);
+    }
+
+    fn is_back(&mut self, sid: &str) {
+        if let Some(at) = self.on_the_way.iter().position(|(other, _)| other == sid) {
+            self.on_the_way.swap_remove(at);
+        }
     }
 }
 
@@ -95,10 +116,12 @@ impl Outbox {
     }
 
     /// Reads what earlier processes have left behind, all of it before the first delivery: so the
-    /// oldest goes first. `file` makes one try, and fails if there is to be another.
+    /// oldest goes first. `file` makes one try, and fails if there is to be another. `ask` gets
+    /// Ultravox's id of a call, and gives its summary as an event.
     pub(crate) fn start(
         &'static self,
         journals: &'static Journals,
+        ask: impl Fn(&str, Duration) -> Result<Event, Failure> + Send + Sync + 'static,
         file: impl Fn(&mut Delivery) -> Result<(), Failure> + Send + Sync + 'static,
     ) {
         journals.start_writer();
@@ -121,9 +144,22 @@ impl Outbox {
                 let file = Arc::clone(&file);
                 spawn_for_good("outbox".into(), move || {
                     loop {
-                        let delivery = self.next();
+                        let delivery = self.next(|delivery| Some(delivery.due()));
                         let sid = delivery.sid.clone();
                         self.done(&sid, self.try_one(journals, delivery, &*file));
+                    }
+                })
+            });
+        }
+        let ask = Arc::new(ask);
+        for _ in 0..ASKS_AT_ONCE {
+            insist(|| {
+                let ask = Arc::clone(&ask);
+                spawn_for_good("summaries".into(), move || {
+                    loop {
+                        let mut delivery = self.next(Delivery::next_ask);
+                        delivery.ask(journals, &*ask);
+                        self.asked(delivery);
                     }
                 })
             });
@@ -138,6 +174,7 @@ impl Outbox {
         mut delivery: Delivery,
         file: impl Fn(&mut Delivery) -> Result<(), Failure>,
     ) -> Option<Delivery> {
+        delivery.no_more_asks();
         match delivery.claim(journals) {
             Claim::Delivered => None,
             Claim::Held if delivery.is_unfinished() => {
@@ -237,7 +274,7 @@ impl Outbox {
     }
 
     pub(crate) fn add(&self, delivery: Delivery) {
-        lock(&self.deliveries).waiting.push(delivery);
+        lock(&self.deliveries).take_in(delivery);
         self.changed.notify_all();
     }
 
@@ -245,13 +282,13 @@ impl Outbox {
     fn add_left_behind(&self, mut delivery: Delivery) {
         let mut deliveries = lock(&self.deliveries);
         if deliveries.over.contains(&delivery.sid) {
-            delivery.is_due_in(Duration::ZERO);
+            delivery.is_due_now();
         }
         let is_its = |sid: &str| sid == delivery.sid;
         let is_here = deliveries.waiting.iter().any(|other| is_its(&other.sid))
             || deliveries.on_the_way.iter().any(|(sid, _)| is_its(sid));
         if !is_here {
-            deliveries.waiting.push(delivery);
+            deliveries.take_in(delivery);
         }
         drop(deliveries);
         self.changed.notify_all();
@@ -272,7 +309,7 @@ impl Outbox {
         let mut is_here =
             deliveries.is_held(sid) || deliveries.on_the_way.iter().any(|(other, _)| other == sid);
         for delivery in deliveries.waiting.iter_mut().filter(|delivery| delivery.sid == sid) {
-            delivery.is_due_in(Duration::ZERO);
+            delivery.is_due_now();
             is_here = true;
         }
         // Also of those that are due now: somebody may just have the journal.
@@ -315,17 +352,17 @@ impl Outbox {
     }
 
     /// Sleeps until something is due, and takes it out. The oldest first.
-    fn next(&self) -> Delivery {
+    fn next(&self, due: impl Fn(&Delivery) -> Option<Instant>) -> Delivery {
         let mut deliveries = lock(&self.deliveries);
         loop {
             let now = Instant::now();
-            if let Some(due) = deliveries.waiting.iter().position(|delivery| delivery.due() <= now)
-            {
-                let delivery = deliveries.waiting.remove(due);
+            let is_due = |delivery: &Delivery| due(delivery).is_some_and(|due| due <= now);
+            if let Some(at) = deliveries.waiting.iter().position(is_due) {
+                let delivery = deliveries.waiting.remove(at);
                 deliveries.on_the_way.push((delivery.sid.clone(), delivery.since()));
                 return delivery;
             }
-            let earliest = deliveries.waiting.iter().map(Delivery::due).min();
+            let earliest = deliveries.waiting.iter().filter_map(&due).min();
             let pause =
                 earliest.map_or(DELIVER_AGAIN_MAX, |due| due.saturating_duration_since(now));
             let waited = self.changed.wait_timeout(deliveries, pause);
@@ -335,9 +372,7 @@ impl Outbox {
 
     fn done(&self, sid: &str, again: Option<Delivery>) {
         let mut deliveries = lock(&self.deliveries);
-        if let Some(at) = deliveries.on_the_way.iter().position(|(other, _)| other == sid) {
-            deliveries.on_the_way.swap_remove(at);
-        }
+        deliveries.is_back(sid);
         if !deliveries.is_held(sid) {
             deliveries.over.remove(sid);
         }
@@ -346,10 +381,22 @@ impl Outbox {
         self.changed.notify_all();
     }
 
+    /// It is still to be filed.
+    fn asked(&self, delivery: Delivery) {
+        let mut deliveries = lock(&self.deliveries);
+        deliveries.is_back(&delivery.sid);
+        deliveries.take_in(delivery);
+        drop(deliveries);
+        self.changed.notify_all();
+    }
+
     /// Before the process ends: every transcript has been offered to n8n once. What was not taken
     /// is on disk.
     pub(crate) fn await_first_tries(&self) {
-        let deliveries = lock(&self.deliveries);
+        let mut deliveries = lock(&self.deliveries);
+        deliveries.is_ending = true;
+        deliveries.waiting.iter_mut().for_each(Delivery::no_more_asks);
+        self.changed.notify_all();
         let untried = |deliveries: &mut Deliveries| {
             let fresh = |delivery: &Delivery| delivery.is_first_try() && !delivery.is_unfinished();
             !deliveries.on_the_way.is_empty() || deliveries.waiting.iter().any(fresh)
@@ -367,10 +414,11 @@ impl Outbox {
     }
 
     /// Since when the transcripts have been waiting that n8n does not have yet. A call that may
-    /// still go on has none.
+    /// still go on has none, and one that waits for its summary is not n8n's matter yet.
     fn waiting_since(&self) -> Vec<Instant> {
         let deliveries = lock(&self.deliveries);
-        let finished = deliveries.waiting.iter().filter(|delivery| !delivery.is_unfinished());
+        let is_n8ns = |one: &&Delivery| !one.is_unfinished() && one.next_ask().is_none();
+        let finished = deliveries.waiting.iter().filter(is_n8ns);
         let on_the_way = deliveries.on_the_way.iter().map(|(_, since)| *since);
         finished.map(Delivery::since).chain(on_the_way).collect()
     }

@@ -18,6 +18,7 @@ use serde_json::Value;
 
 use crate::records::ended_by::EndedBy;
 use crate::records::event::{Direction, Event, Transfer};
+use crate::records::report::Report;
 use crate::records::tally::Tally;
 use crate::records::transcript::Transcript;
 use crate::toolbox::time::since;
@@ -50,12 +51,15 @@ pub(crate) struct PastCall {
     pub(crate) accepted: bool,
     pub(crate) transcript: Transcript,
     pub(crate) tally: Tally,
+    pub(crate) report: Report,
     pub(crate) delivered: bool,
     /// Why n8n has not taken it, at the last try.
     pub(crate) trouble: String,
     /// Since the first line, and since the last.
     pub(crate) age: Duration,
     pub(crate) quiet_for: Duration,
+    /// The last that happened before its end was noted.
+    last_event: Option<Timestamp>,
 }
 
 impl PastCall {
@@ -73,12 +77,15 @@ impl PastCall {
                 past.apply(event);
             }
         }
+        if let Some((began, last)) = past.began.zip(past.last_event) {
+            past.report.lasted_until(last.duration_since(began).try_into().unwrap_or_default());
+        }
         Ok(past)
     }
 
     fn note_time(&mut self, line: &Value, event: Option<&Event>) {
         // A try to deliver is nothing that happened in the call, and makes it no younger.
-        if matches!(event, Some(Event::Undelivered { .. })) {
+        if matches!(event, Some(Event::Undelivered { .. } | Event::Summary { .. })) {
             return;
         }
         if let Some(at) = line["at"].as_str().and_then(|at| at.parse().ok()) {
@@ -86,6 +93,9 @@ impl PastCall {
             self.age = since(*self.began.get_or_insert(at));
             if !matches!(event, Some(Event::Delivered)) {
                 self.ended = Some(at);
+            }
+            if !matches!(event, Some(Event::Transfer(_) | Event::End { .. } | Event::Delivered)) {
+                self.last_event = Some(at);
             }
         }
     }
@@ -102,15 +112,16 @@ impl PastCall {
 
     pub(crate) fn apply(&mut self, event: Event) {
         self.tally.apply(&event);
+        self.report.apply(&event);
         match event {
-            Event::Ring { call_sid, number, direction } => {
+            Event::Ring { call_sid, number, direction, .. } => {
                 (self.sid, self.number, self.direction) = (call_sid, number, direction);
             }
             Event::Ordered { call_sid, number, first_message } => {
                 (self.sid, self.number, self.direction) = (call_sid, number, Direction::Out);
                 self.first_message = first_message;
             }
-            Event::Agent { call_id, agent } => {
+            Event::Agent { call_id, agent, .. } => {
                 self.agent_ids.push(call_id.clone());
                 (self.agent_id, self.agents) = (call_id, agent);
                 (self.transfer, self.accepted) = (None, false);
@@ -132,6 +143,7 @@ impl PastCall {
             | Event::Failed { .. }
             | Event::Status { .. }
             | Event::Goodbye { .. }
+            | Event::Summary { .. }
             | Event::Wire { .. } => {}
         }
     }

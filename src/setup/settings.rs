@@ -23,11 +23,12 @@ use crate::toolbox::text::nearest;
 /// `API_TOKEN` and `METRICS_TOKEN`. A shorter one could be guessed.
 pub(super) const TOKEN_CHARS_MIN: usize = 16;
 /// Every setting, in the order of `.env.example` and the README.
-const SETTINGS: [&str; 32] = [
+const SETTINGS: [&str; 33] = [
     "ULTRAVOX_API_KEY",
     "PUBLIC_URL",
     "N8N_WEBHOOK_URL",
     "PORT",
+    "COPY_URL",
     "BIND",
     "TWILIO_AUTH_TOKEN",
     "TWILIO_ACCOUNT_SID",
@@ -68,6 +69,8 @@ pub(crate) struct Config {
     pub(crate) is_local: bool,
     pub(crate) n8n_webhook_url: Option<String>,
     pub(crate) port: u16,
+    /// Of one copy among several. None: `public_url` leads to this process.
+    pub(crate) copy_url: Option<String>,
     pub(crate) bind: IpAddr,
     pub(crate) twilio_auth_token: Option<Secret>,
     pub(crate) twilio_account_sid: Option<String>,
@@ -132,6 +135,7 @@ impl Config {
             is_local: settings.is_local(),
             n8n_webhook_url: settings.url("N8N_WEBHOOK_URL"),
             port: settings.number("PORT", 8_000, 0, u16::MAX),
+            copy_url: settings.copy_url(),
             bind: settings.bind(),
             twilio_auth_token: settings.text("TWILIO_AUTH_TOKEN").map(Secret),
             twilio_account_sid: settings.account_sid("TWILIO_ACCOUNT_SID"),
@@ -226,6 +230,11 @@ impl Config {
     /// `WITHHELD_CALLS_MAX`, or half of `MAX_CALLS` as it is now.
     pub(crate) fn withheld_calls(&self) -> usize {
         self.withheld_calls_max.unwrap_or(self.max_calls.get().div_ceil(2))
+    }
+
+    /// Where what belongs to a call of this process must come back to.
+    pub(crate) fn own_url(&self) -> &str {
+        self.copy_url.as_deref().unwrap_or(&self.public_url)
     }
 
     /// A setting of Twilio's is there, so a number is meant to ring.

@@ -15,6 +15,9 @@ pub(crate) fn introduce(config: &Config, agent: &Agent, address: SocketAddr) {
         introduce_local_mode(config);
     } else {
         log!(Info, "Twilio's Voice webhook is {}/incoming-call (POST)", config.public_url);
+        if let Some(own) = &config.copy_url {
+            log!(Info, "one of several copies: what belongs to its calls comes back to {own}");
+        }
     }
     log!(
         Info,

@@ -123,25 +123,34 @@ impl Settings {
             // The tunnel is asked for its address once the port is known.
             return NGROK.into();
         }
-        let url = self.url("PUBLIC_URL").unwrap_or_default();
+        self.address_of_ours("PUBLIC_URL").unwrap_or_default()
+    }
+
+    pub(super) fn copy_url(&mut self) -> Option<String> {
+        self.address_of_ours("COPY_URL")
+    }
+
+    /// An address that Twilio calls.
+    fn address_of_ours(&mut self, name: &str) -> Option<String> {
+        let url = self.url(name)?;
         if login_in(&url).is_some() {
             // It would be printed, and strangers could try out what `/health` signs with it.
             self.complain(
-                "PUBLIC_URL",
+                name,
                 "must not have a user name or password: Twilio signs the address without them",
             );
-            return String::new();
+            return None;
         }
         if url.starts_with("http://") {
             self.complain(
-                "PUBLIC_URL",
+                name,
                 format_args!("is \"{url}\": must be https, or Twilio cannot open the audio socket"),
             );
         }
         if url.contains(['?', '#']) {
-            self.complain("PUBLIC_URL", format_args!("is \"{url}\": must not have a ? or #"));
+            self.complain(name, format_args!("is \"{url}\": must not have a ? or #"));
         }
-        url
+        Some(url)
     }
 
     /// Local mode asks nobody for a password, so it listens on this machine alone.

@@ -99,12 +99,26 @@ fn a_whole_call(n8n: &N8n, agent: &Path) -> Outcome {
     let line = world.bridge.wait_for_log("n8n has the transcript of")?;
     shows("log", without_time(&line));
 
-    let transcripts = n8n.data_table("callbridge_transcripts")?;
+    let transcripts = n8n.data_table("callbridge_calls")?;
     let kept = the_one(&transcripts, "callSid", &call.ringing.call_sid)?;
     let wanted = "User: I said \"Tuesday\", and {{ $json }} & ünïcödé.\nAgent: You are booked.";
     assert_eq!(kept["transcript"], wanted);
     assert_eq!((&kept["number"], &kept["endedBy"]), (&json!(ANNA), &json!("CallerLeft")));
-    shows("row in callbridge_transcripts", &kept["transcript"].to_string());
+    for (field, wanted) in [
+        ("to", json!(demo::OUR_NUMBER)),
+        ("direction", json!("in")),
+        ("stages", json!("greeting, main_convo")),
+        ("ultravoxCallId", json!(call.agent.id())),
+        ("medianTurnMs", json!(null)),
+        ("summary", json!(demo::SUMMARY)),
+        ("billedSeconds", json!(72)),
+    ] {
+        assert_eq!(kept[field], wanted, "{field}");
+    }
+    assert!(kept["seconds"].is_u64(), "{kept}");
+    let tools: Value = serde_json::from_str(kept["tools"].as_str().unwrap_or_default())?;
+    assert_eq!(tools[1]["tool"], "schedule_meeting");
+    shows("row in callbridge_calls", &kept.to_string());
     let bookings = n8n.data_table("callbridge_bookings")?;
     let kept = the_one(&bookings, "number", ANNA)?;
     for (field, wanted) in [
@@ -153,7 +167,7 @@ fn what_comes_twice_is_kept_once(n8n: &N8n) -> Outcome {
             assert_eq!(sent.status(), 200);
         }
     }
-    let transcripts = n8n.data_table("callbridge_transcripts")?;
+    let transcripts = n8n.data_table("callbridge_calls")?;
     the_one(&transcripts, "callSid", "CAtwice")?;
     let bookings = n8n.data_table("callbridge_bookings")?;
     the_one(&bookings, "key", "CAtwice-3")?;
@@ -361,7 +375,7 @@ fn n8n_is_stopped_in_the_middle_of_a_call(n8n: &mut N8n, agent: &Path) -> Outcom
         Ok(log.into_iter().find(|line| line.contains("n8n has the transcript of")))
     })?;
     shows("log", without_time(&line));
-    let transcripts = n8n.data_table("callbridge_transcripts")?;
+    let transcripts = n8n.data_table("callbridge_calls")?;
     let kept = the_one(&transcripts, "callSid", &call.ringing.call_sid)?;
     assert_eq!(kept["transcript"], "User: Keep this until n8n is back.");
     Ok(())

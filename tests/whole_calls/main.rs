@@ -2,6 +2,7 @@
 //! `src/demo/` around it, loopback sockets between them. One test program, so that what one
 //! call waits for overlaps with what the others do.
 
+mod copies;
 #[path = "../../src/demo/mod.rs"]
 mod demo;
 mod disk;
@@ -14,6 +15,7 @@ mod metrics;
 mod owner;
 mod page;
 mod reload;
+mod report;
 mod ring;
 mod sad;
 mod transfer;

@@ -451,8 +451,8 @@ fn a_call_is_followed_step_by_step() -> Outcome {
     eye.wait_event("delivered")?;
     // Each line once, and as it is on disk, whatever the onlooker came in between.
     assert_eq!(eye.events, world.journal(sid));
-    let last: Vec<&str> = names(&eye.events).into_iter().rev().take(3).collect();
-    assert_eq!(last, ["delivered", "end", "goodbye"]);
+    let last: Vec<&str> = names(&eye.events).into_iter().rev().take(4).collect();
+    assert_eq!(last, ["delivered", "summary", "end", "goodbye"]);
     eye.wait("the end", |eye| eye.latest["live"] == false)?;
     let summary = &eye.latest["summary"];
     assert_eq!(summary["endedBy"], "AgentHungUp");

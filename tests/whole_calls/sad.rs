@@ -1434,7 +1434,10 @@ fn a_transcript_that_n8n_did_not_take_is_delivered_after_a_restart() -> Outcome 
     let posts = world.n8n.wait_for("2", 2, PATIENCE)?;
     let wanted = json!({"route": "2", "number": CALLER, "data": "User: Remember this.",
         "callSid": call.ringing.call_sid, "endedBy": "CallerLeft"});
-    assert_eq!(posts.last().map(|post| post.json.clone()), Some(wanted));
+    let filed = &posts.last().ok_or("nothing was filed")?.json;
+    for (name, value) in wanted.as_object().ok_or("no object")? {
+        assert_eq!(&filed[name], value, "{name}");
+    }
     Ok(())
 }
 

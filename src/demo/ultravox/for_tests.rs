@@ -75,6 +75,19 @@ impl Ultravox {
         asked.ok_or_else(|| self.log.trouble("nobody has asked about the account"))
     }
 
+    /// Waits until somebody has asked so often about this call.
+    #[track_caller]
+    pub fn wait_looked_up(&self, id: &str, count: usize) -> Result<(), Trouble> {
+        let often = |calls: &mut Calls| (calls.times_looked_up(id) >= count).then_some(());
+        let asked = self.shared.board.wait(PATIENCE, often);
+        asked.ok_or_else(|| self.log.trouble(format!("{id} was not asked about {count} times")))
+    }
+
+    /// How often somebody has asked about this call.
+    pub fn looked_up(&self, id: &str) -> usize {
+        self.shared.board.look(|calls| calls.times_looked_up(id))
+    }
+
     /// From now on this is the answer to a GET of that path, such as
     /// `/api/accounts/me`. Of lists, whatever the query.
     pub fn set_answer(&self, path: &str, reply: Reply) {
@@ -89,5 +102,11 @@ impl Ultravox {
         let (changed, own) = (format!("{place}:{port}"), own.parse().ok());
         *prefix = changed;
         own
+    }
+}
+
+impl Calls {
+    fn times_looked_up(&self, id: &str) -> usize {
+        self.looked_up.iter().filter(|one| *one == id).count()
     }
 }

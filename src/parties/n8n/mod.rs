@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use data_encoding::HEXLOWER;
 use ring::hmac;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::parties::n8n::reply::{N8nReply, n8n_refusal, read_greeting, understand_reply};
 use crate::parties::standing;
@@ -52,8 +52,8 @@ pub(crate) struct Question<'a> {
     pub(crate) data: &'a str,
     /// The same for every try at the same thing: delivery is at least once.
     pub(crate) key: String,
-    /// With a transcript: how the call ended.
-    pub(crate) ended_by: Option<&'a str>,
+    /// With a transcript: the rest of what is to be told of the call.
+    pub(crate) report: Map<String, Value>,
 }
 
 impl N8n {
@@ -70,7 +70,7 @@ impl N8n {
         tap: &Tap,
     ) -> Result<Option<String>, Failure> {
         let key = format!("{sid}-1");
-        let question = Question { sid, number, route: "1", data: "empty", key, ended_by: None };
+        let question = Question { sid, number, route: "1", data: "empty", key, report: Map::new() };
         tap.show(Exhibit::Lookup, || question.redacted());
         let text = self.ask(&question, within, |reply| {
             tap.show(Exhibit::LookedUp, || reply.redacted());
@@ -170,7 +170,7 @@ impl N8n {
                 within,
                 answer_bytes_max: REPLY_BYTES_MAX,
                 // n8n has the transcript, whatever else it says.
-                status_decides: question.ended_by.is_some(),
+                status_decides: !question.report.is_empty(),
             },
         )?;
         let status = answered.status;
@@ -194,8 +194,8 @@ impl Question<'_> {
             "data": self.data,
             "callSid": self.sid,
         });
-        if let Some(ended_by) = self.ended_by {
-            body["endedBy"] = json!(ended_by);
+        for (name, value) in &self.report {
+            body[name] = value.clone();
         }
         body
     }

@@ -63,9 +63,10 @@ pub(crate) fn ring(http: &Http, config: &Config, number: &str, id: &str) -> Resu
 }
 
 fn form(config: &Config, number: &str, from: &str, id: &str) -> String {
-    let public = &config.public_url;
-    let webhook = format!("{public}/incoming-call?{OUTGOING}={id}");
-    let status = format!("{public}/call-status?{OUTGOING}={id}");
+    // Only this copy knows what was ordered.
+    let own = config.own_url();
+    let webhook = format!("{own}/incoming-call?{OUTGOING}={id}");
+    let status = format!("{own}/call-status?{OUTGOING}={id}");
     let limit = config.max_call.as_secs().to_string();
     // With a message to leave, the machine's greeting must be over first.
     let leaves_message = config.answering_machine_message.is_some();

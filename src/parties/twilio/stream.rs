@@ -77,7 +77,7 @@ pub(crate) fn accept(
         && let Some(signature) = request.headers().get("X-Twilio-Signature")
     {
         let signature = signature.to_str().unwrap_or_default();
-        let url = stream_url(&config.public_url, &stream_token(&head).unwrap_or_default());
+        let url = stream_url(config.own_url(), &stream_token(&head).unwrap_or_default());
         let nothing = Form(Vec::new());
         let is_signed = |url: &str| signature_is_valid(token, url, &nothing, signature);
         if !is_signed(&url) && !is_signed(&format!("{url}/")) {

@@ -25,6 +25,7 @@ use serde_json::{Value, json};
 use crate::parties::standing;
 use crate::parties::ultravox::body::LONGEST_CALL;
 use crate::parties::ultravox::leg::AgentLeg;
+use crate::records::event::Event;
 use crate::records::tap::{Exhibit, Tap};
 use crate::setup::settings::Config;
 use crate::toolbox::dial::dial;
@@ -39,6 +40,8 @@ use crate::toolbox::threads::spawn;
 pub(crate) const AGENT_WITHIN: Duration = Duration::from_secs(10);
 /// The longest `Retry-After` of a busy Ultravox that is waited for, once.
 const BUSY_RETRY_WITHIN: Duration = Duration::from_secs(1);
+/// Of a call's summary, which takes a paragraph.
+const SUMMARY_CHARS_MAX: usize = 4_000;
 
 /// To delete a call, while the owner waits.
 pub(crate) const DELETE_WITHIN: Duration = Duration::from_secs(10);
@@ -188,6 +191,29 @@ impl Ultravox {
         })
     }
 
+    /// `GET /api/calls/{id}`: what Ultravox says of a call that has ended, as far as it has it. A
+    /// failure that counts as refused will not get better.
+    pub(crate) fn summary(&self, id: &str, within: Duration) -> Result<Event, Failure> {
+        let is_id = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+        if !id.bytes().all(is_id) {
+            // From a journal that somebody has edited.
+            let what = "a call's id that is none";
+            return Err(Failure { refused: true, ..Failure::new(Party::Ultravox, what) });
+        }
+        let url = format!("{}/api/calls/{id}", self.config.ultravox_api_url);
+        let headers = [("X-API-Key", self.config.ultravox_api_key.reveal())];
+        let ask = Ask { url: &url, headers: &headers, within, ..Ask::default() };
+        let answered = self.http.ask(Party::Ultravox, &ask)?;
+        match answered.status {
+            200 => Ok(read_summary(&answered.body)),
+            status => {
+                let what = format!("{status} to a question about a call");
+                let refused = (400..500).contains(&status) && status != 429;
+                Err(Failure { refused, ..Failure::new(Party::Ultravox, what) })
+            }
+        }
+    }
+
     /// `GET /api/accounts/me`: is the key right, and may one more call be created? It keeps a
     /// connection ready for that call, too.
     pub(crate) fn has_room(&self, within: Duration) -> Result<(), Failure> {
@@ -260,6 +286,20 @@ pub(crate) fn read_agent_call(text: &str) -> Result<AgentCall, Failure> {
             Ok(AgentCall { id: id.to_owned(), join_url: Secret(join_url.to_owned()) })
         }
         _ => Err(Failure::new(Party::Ultravox, "created the call, but gave no callId or joinUrl")),
+    }
+}
+
+/// Both are `null` for some seconds. A length that may still change is none.
+fn read_summary(text: &str) -> Event {
+    let call: Value = serde_json::from_str(text).unwrap_or_default();
+    let words = |key: &str| call[key].as_str().map(str::trim).filter(|words| !words.is_empty());
+    let summary = words("summary").or_else(|| words("shortSummary")).unwrap_or_default();
+    let is_billed = call["billingStatus"] != "BILLING_STATUS_PENDING";
+    let seconds = words("billedDuration").filter(|_| is_billed);
+    let whole = |length: &str| length.strip_suffix('s')?.split('.').next()?.parse().ok();
+    Event::Summary {
+        text: cut(summary, SUMMARY_CHARS_MAX),
+        billed_seconds: seconds.and_then(whole),
     }
 }
 

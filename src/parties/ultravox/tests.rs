@@ -1,13 +1,16 @@
 //! What Ultravox may answer, and what it is offered.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![expect(clippy::panic, clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use crate::parties::ultravox::body::{NewCall, Opening, call_body, selected_tools};
-use crate::parties::ultravox::{host_only, read_agent_call, refusal};
+use crate::parties::ultravox::{
+    SUMMARY_CHARS_MAX, host_only, read_agent_call, read_summary, refusal,
+};
+use crate::records::event::Event;
 use crate::testing::{full_agent, full_settings};
 
 #[test]
@@ -36,6 +39,50 @@ fn a_refusal_of_ultravox_says_what_to_do() {
         "Ultravox: could not create the agent's call: 401 (check ULTRAVOX_API_KEY)"
     );
     assert!(refusal(400, &"é".repeat(9_999)).to_string().chars().count() < 400);
+}
+
+#[test]
+fn what_ultravox_says_of_a_call_is_taken_as_far_as_it_is_there() {
+    let long = "ü".repeat(100_000);
+    let cases = [
+        (
+            json!({"summary": " Anna called. ", "shortSummary": "A call.", "billedDuration": "72s",
+            "billingStatus": "BILLING_STATUS_BILLED"}),
+            "Anna called.",
+            Some(72),
+        ),
+        (
+            json!({"summary": null, "shortSummary": "A call.", "billedDuration": "6.0s"}),
+            "A call.",
+            Some(6),
+        ),
+        (
+            json!({"summary": "A call.", "billedDuration": "6s",
+            "billingStatus": "BILLING_STATUS_PENDING"}),
+            "A call.",
+            None,
+        ),
+        (
+            json!({"summary": "", "shortSummary": null, "billedDuration": "0s",
+            "billingStatus": "BILLING_STATUS_FREE_MINUTES"}),
+            "",
+            Some(0),
+        ),
+        (json!({"summary": 7, "billedDuration": 72}), "", None),
+        (json!({"billedDuration": "PT1M"}), "", None),
+        (json!({"billedDuration": "-6s"}), "", None),
+        (json!(["summary"]), "", None),
+        (json!({"summary": long}), &long, None),
+    ];
+    for (body, wanted, seconds) in cases {
+        let Event::Summary { text, billed_seconds } = read_summary(&body.to_string()) else {
+            panic!()
+        };
+        let cut = text.trim_end_matches('…');
+        assert!(wanted.starts_with(cut) && text.chars().count() <= SUMMARY_CHARS_MAX + 1, "{body}");
+        assert_eq!((cut.is_empty(), billed_seconds), (wanted.is_empty(), seconds), "{body}");
+    }
+    assert!(matches!(read_summary("<html>"), Event::Summary { billed_seconds: None, .. }));
 }
 
 #[test]

@@ -14,13 +14,14 @@ use crate::records::transcript::Speaker;
 fn every_event_keeps_its_spelling() {
     let asked = r#""id":"i1","tool":"verify","stage":"greeting","arguments":{"name":"Anna"}"#;
     let lines = [
-        r#"{"event":"ring","callSid":"CA1","number":"+4930123456","direction":"browser"}"#,
+        r#"{"event":"ring","callSid":"CA1","number":"+4930123456","direction":"out","to":"+44"}"#,
         r#"{"event":"greeting","from":"default","ms":3,"why":"n8n leaves it to the agent"}"#,
-        r#"{"event":"agent","callId":"7c21","agent":1}"#,
+        r#"{"event":"agent","callId":"7c21","agent":1,"stage":"greeting"}"#,
         r#"{"event":"answer","what":"stream","ms":412}"#,
         r#"{"event":"stream","streamSid":"MZ1"}"#,
         r#"{"event":"first_word","ms":9}"#,
         r#"{"event":"said","agent":1,"ordinal":2,"speaker":"Agent","text":"Hello."}"#,
+        r#"{"event":"turn","ms":900}"#,
         &format!(r#"{{"event":"tool_begins",{asked}}}"#),
         &format!(r#"{{"event":"tool",{asked},"result":"Yes.","outcome":"done","ms":1}}"#),
         r#"{"event":"stage","stage":"main_convo"}"#,
@@ -29,6 +30,7 @@ fn every_event_keeps_its_spelling() {
         r#"{"event":"transfer","person":"Claims","number":"+4930555001","reason":"Anna Berg"}"#,
         r#"{"event":"accepted"}"#,
         r#"{"event":"end","endedBy":"AgentHungUp"}"#,
+        r#"{"event":"summary","text":"A call.","billedSeconds":72}"#,
         r#"{"event":"undelivered","why":"n8n: no connection"}"#,
         r#"{"event":"delivered"}"#,
         r#"{"event":"wire","step":1,"way":"in","with":"Twilio","text":"POST /incoming-call"}"#,
@@ -44,7 +46,7 @@ fn a_field_that_is_missing_or_odd_is_as_good_as_empty() {
     let read = |event: Value| Event::deserialize(event).ok();
     let odd = json!({"event": "ring", "callSid": "CA1", "number": 7, "direction": {"up": 1}});
     for ring in [odd, json!({"event": "ring", "callSid": "CA1"})] {
-        let Some(Event::Ring { call_sid, number, direction }) = read(ring) else { panic!() };
+        let Some(Event::Ring { call_sid, number, direction, .. }) = read(ring) else { panic!() };
         assert_eq!((&*call_sid, &*number, direction), ("CA1", "", Direction::In));
     }
     let odd = json!({"event": "said", "speaker": "Somebody", "ordinal": -1, "text": "Hello."});

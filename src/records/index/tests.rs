@@ -15,7 +15,12 @@ use crate::records::journal::Journals;
 use crate::testing::{DEADLINE, JOURNAL};
 
 fn ring(sid: &str) -> Event {
-    Event::Ring { call_sid: sid.into(), number: "+4930123456".into(), direction: Direction::In }
+    Event::Ring {
+        call_sid: sid.into(),
+        number: "+4930123456".into(),
+        direction: Direction::In,
+        to: String::new(),
+    }
 }
 
 fn names(journals: &Journals) -> Vec<String> {

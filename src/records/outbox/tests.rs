@@ -59,6 +59,32 @@ fn journals_are_removed_while_the_process_runs() {
 
 /// Also if somebody has the journal in that moment, and lets go of it later.
 #[test]
+fn a_process_that_ends_waits_for_no_summary() {
+    let scratch = tempdir().unwrap();
+    let config = settings(&[("DATA_DIR", scratch.path().to_str().unwrap())]);
+    let outbox = Outbox::new(&config.ok().unwrap());
+    let at = Timestamp::now().to_string();
+    let events = [
+        json!({"at": at, "event": "ring", "callSid": "CA1"}),
+        json!({"at": at, "event": "agent", "callId": "u1", "agent": 1}),
+        json!({"at": at, "event": "said", "agent": 1, "ordinal": 0, "text": "Hi."}),
+        json!({"at": at, "event": "end", "endedBy": "CallerLeft"}),
+    ];
+    fs::create_dir_all(scratch.path().join("calls")).unwrap();
+    let lines = events.map(|event| format!("{event}\n")).concat();
+    file_in(&scratch, "calls/1-CA1.jsonl", lines);
+    assert_eq!(outbox.look_through(&Journals::new(scratch.path()), false), 1);
+    assert_eq!(outbox.waiting(), 0, "it is not n8n's turn yet");
+    thread::scope(|scope| {
+        scope.spawn(|| outbox.await_first_tries());
+        wait_for(|| lock(&outbox.deliveries).is_ending.then_some(()));
+        let delivery = outbox.next(|delivery| Some(delivery.due()));
+        assert!(delivery.next_ask().is_none(), "it goes as it is");
+        outbox.done("CA1", None);
+    });
+}
+
+#[test]
 fn a_call_that_is_over_is_filed_as_soon_as_nobody_has_its_journal() {
     let scratch = tempdir().unwrap();
     let config = settings(&[("DATA_DIR", scratch.path().to_str().unwrap())]);
@@ -75,7 +101,7 @@ fn a_call_that_is_over_is_filed_as_soon_as_nobody_has_its_journal() {
     ours.flush(DEADLINE);
 
     let their_journal = wait_for(|| theirs.claim(&path).ok());
-    let due = outbox.next();
+    let due = outbox.next(|delivery| Some(delivery.due()));
     let again = outbox.try_one(&ours, due, |_| Ok(()));
     assert!(again.is_none(), "held");
     outbox.done("CA1", again);

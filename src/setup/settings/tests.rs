@@ -124,6 +124,8 @@ fn a_wrong_setting_is_named_with_what_it_must_be() {
         ("PUBLIC_URL", "https://pbx.example/#rc=2", "must not have a ? or #".to_owned()),
         ("PUBLIC_URL", "https://me:hush@pbx.example/x", "must not have a user name".to_owned()),
         ("PUBLIC_URL", "http://me@pbx.example", "must not have a user name".to_owned()),
+        ("COPY_URL", "http://pbx.example", "is \"http://pbx.example\": must be https".to_owned()),
+        ("COPY_URL", "https://me@pbx.example", "must not have a user name".to_owned()),
         ("N8N_WEBHOOK_URL", "n8n.example/webhook/x", "must be an address that starts".to_owned()),
         ("ULTRAVOX_API_URL", "ftp://ultravox.example", "must be an address that".to_owned()),
         ("TWILIO_API_URL", "api.twilio.com", "must be an address that starts".to_owned()),
