@@ -162,7 +162,7 @@ fn no_answer(party: Party, error: ureq::Error, within: Duration) -> Failure {
             Failure::new(party, format!("no answer within {ms} ms"))
         }
         Error::HostNotFound => Failure::new(party, "its name does not resolve")
-            .advise("check the address")
+            .advise("correct the host's name in the address")
             .certainly_not_done(),
         // Nobody else uses this variant.
         Error::Other(look_up) => Failure::new(party, look_up.to_string()).certainly_not_done(),

@@ -18,7 +18,7 @@ use crate::proxies::{Kind, Proxy};
 use crate::{CALLER, Failed, Outcome, tell};
 
 const COPIES: usize = 3;
-const TOKEN: &str = "0123456789abcdef-api";
+const TOKEN: &str = "mosaic-lantern-27-api";
 const PERSON: &str = "+4930777888";
 /// For the balancer to notice, which looks every second.
 const NOTICED_WITHIN: Duration = Duration::from_secs(30);

@@ -45,7 +45,12 @@ struct Call {
 
 #[track_caller]
 fn connect(world: &World) -> Result<Call, Trouble> {
-    let ringing = world.ring(CALLER)?;
+    connect_from(world, CALLER)
+}
+
+#[track_caller]
+fn connect_from(world: &World, number: &str) -> Result<Call, Trouble> {
+    let ringing = world.ring(number)?;
     let agent = world.ultravox.next_call(PATIENCE)?;
     let phone = ringing.open_stream(world)?;
     Ok(Call { ringing, agent, phone })

@@ -1001,7 +1001,7 @@ fn a_transfer_is_tried_out_from_the_page() -> Outcome {
     // Somebody answers and presses another key, or none; then they press 1.
     let call = put_through(&world)?;
     let ended = call.stream_ended(&world, &json!({"dialCallStatus": "completed"}))?;
-    assert!(ended["parameters"]["token"].is_string(), "{ended}");
+    assert!(ended["streamPath"].is_string(), "{ended}");
     let agent = world.ultravox.next_call(PATIENCE)?;
     let first = &agent.request()["firstSpeakerSettings"]["agent"]["prompt"];
     assert!(first.to_string().contains("did not take the call"), "{first}");

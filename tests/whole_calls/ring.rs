@@ -262,12 +262,12 @@ fn a_person_is_rung_for_so_long_and_for_so_many() -> Outcome {
     third.call_status(&world, "completed")?;
     let fourth = world.ring("+4930901824")?;
     assert_eq!(fourth.twiml.dial.as_deref(), Some(COLLEAGUE));
-    let over = fourth.next(&world, &[("DialCallStatus", "completed")])?;
+    let over = fourth.next(&world, &[("DialCallStatus", "completed"), ("DialBridged", "true")])?;
     assert_eq!(over.twiml.elements, ["Response", "Hangup"]);
     // What the agent transfers counts as well.
     let fifth = world.ring("+4930901825")?;
     assert_eq!(fifth.twiml.dial.as_deref(), Some(COLLEAGUE));
-    let wish = call.agent.invoke("transfer_to_person", &json!({}))?;
+    let wish = call.agent.invoke("transfer_to_person", &json!({"reason": "A claim."}))?;
     call.agent.wait_result(&wish)?;
     call.agent.close()?;
     call.phone.wait_closed()?;

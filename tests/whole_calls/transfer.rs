@@ -332,7 +332,11 @@ fn only_twilio_may_ask_what_to_whisper() -> Outcome {
     assert_eq!(world.get("/whisper?reason=x")?.status, 405);
     // Neither can a key without a call, or for a call that is none of a person's.
     for parent in ["", "CA00", "../../etc/passwd"] {
-        let form = [("CallSid", "CA77"), ("Digits", "1"), ("ParentCallSid", parent)];
+        let form = [
+            ("CallSid", "CA00000000000000000000000000000077"),
+            ("Digits", "1"),
+            ("ParentCallSid", parent),
+        ];
         assert_eq!(world.webhook("/whisper", &form)?.status, 200, "{parent}");
     }
     let (_agent, phone) =
@@ -349,7 +353,11 @@ fn a_key_and_an_end_that_come_twice_count_once() -> Outcome {
     let (call, dial) = put_through(&world)?;
     let mut person = dial.person_picks_up(&world)?;
     let sid = &*call.ringing.call_sid;
-    let key = [("CallSid", "CA77"), ("Digits", "1"), ("ParentCallSid", sid)];
+    let key = [
+        ("CallSid", "CA00000000000000000000000000000077"),
+        ("Digits", "1"),
+        ("ParentCallSid", sid),
+    ];
     world.webhook("/whisper", &key)?;
     person.presses("1")?;
     assert_hangup(&person.leaves()?);

@@ -40,7 +40,11 @@ fn what_never_reached_n8n_was_certainly_not_done() {
         (Error::Timeout(Timeout::Connect), true, "no connection in time"),
         (Error::Timeout(Timeout::Global), false, "no answer within 1500 ms"),
         (Error::Timeout(Timeout::RecvResponse), false, "no answer within 1500 ms"),
-        (Error::HostNotFound, true, "its name does not resolve (check the address)"),
+        (
+            Error::HostNotFound,
+            true,
+            "its name does not resolve (correct the host's name in the address)",
+        ),
         (Error::Other("no thread to look up its name".into()), true, "no thread to look up"),
         (Error::ConnectionFailed, true, "no connection (is it running"),
         (refused(), true, "it refuses the connection (is it running"),
