@@ -60,7 +60,7 @@
 //!
 //! ```text
 //! main.rs       the call: serve, route, Bridge, Call, steps 1 to 9
-//! around/       mend, shutdown, ready
+//! around/       answer, mend, shutdown, ready
 //! owner/        access, calls, health, lines, metrics, orders, outgoing,
 //!               page, phone
 //! check/  demo/  diagram.rs  forget.rs  init.rs  outbox.rs  workflow.rs   other commands
@@ -101,7 +101,7 @@
 //! One agent for every number, no recording, no resampling (both sides speak
 //! 8 kHz). Such places are marked with the word *Simplification* below.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::io;
 use std::net::TcpListener;
 use std::process::ExitCode;
@@ -109,9 +109,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use data_encoding::HEXLOWER;
 use jiff::Timestamp;
-use ring::digest;
 use rustls::ClientConfig;
 use rustls::pki_types::CertificateDer;
 use serde_json::{Map, Value, json};
@@ -129,6 +127,7 @@ use crate::door::reply::{Reply, header, read_body};
 use crate::door::{Hall, Visitor};
 use crate::owner::lines::{Admission, Calls, LineInUse, NoLine};
 use crate::owner::outgoing::{Order, Ringing};
+use crate::parties::n8n::answered::Answered;
 use crate::parties::n8n::{N8n, Question};
 use crate::parties::standing::twilio_has_called;
 use crate::parties::twilio::keys::Keys;
@@ -475,8 +474,8 @@ struct Call {
     transcript: Mutex<Transcript>,
     journal: Journal,
     tap: Arc<Tap>,
-    /// Answers of n8n tools by a hash of what was asked, so that asking twice does not book twice.
-    tool_answers: Mutex<HashMap<String, Arc<Mutex<Option<String>>>>>,
+    /// What n8n has answered, so that asking twice does not book twice.
+    answered: Answered,
     tools_running: AtomicUsize,
 }
 
@@ -541,14 +540,15 @@ impl Call {
             transcript: Mutex::default(),
             tap: Arc::new(Tap::new(journal.clone(), Arc::clone(&bridge.config))),
             journal,
-            tool_answers: Mutex::default(),
+            answered: Answered::default(),
             tools_running: AtomicUsize::new(0),
         }
     }
 
     fn await_answer(&self) -> Answer {
         let state = lock(&self.state);
-        let state = wait(&self.changed, state, AGENT_WITHIN, |state| state.answer.is_none());
+        let within = LOOKUP_WITHIN + AGENT_WITHIN;
+        let state = wait(&self.changed, state, within, |state| state.answer.is_none());
         let answer = state.answer.clone();
         drop(state);
         answer.unwrap_or_else(|| cannot_serve(self.bridge, &self.sid, &self.files.phrases.apology))
@@ -668,7 +668,11 @@ impl Call {
 
 /// Steps 3 and 4, for a new call and for one that is taken up again.
 fn connect_to_agent(call: &Arc<Call>, line: LineInUse, opening: &Opening) -> Answer {
-    let ready = ready_agent(call, line, opening);
+    let began = Instant::now();
+    let (ready, line) = match join_agent(call, opening, began + AGENT_WITHIN) {
+        Ok(agent) => (start_conversation(call, line, &agent, began), None),
+        Err(failure) => (Err(failure), Some(line)),
+    };
     let rang_for = call.rang.elapsed();
     let ms = millis(rang_for);
     let answer = match &ready {
@@ -679,6 +683,7 @@ fn connect_to_agent(call: &Arc<Call>, line: LineInUse, opening: &Opening) -> Ans
             log!(call, Info, Answer, "connecting to our Media Stream, {ms} ms after it rang"; ms);
             Answer::Stream { token: call.new_token() }
         }
+        Err(_) if call.is_over() => Answer::HangUp,
         Err(failure) => {
             log!(call, Error, Agent, "{failure}");
             call.journal.note_failure(Step::Agent, failure, "");
@@ -692,17 +697,21 @@ fn connect_to_agent(call: &Arc<Call>, line: LineInUse, opening: &Opening) -> Ans
         after(call);
     }
     call.settle_answer(&answer);
+    // Not before: until then a repeat of the question finds the call.
+    drop(line);
     answer
 }
 
-/// Creates the agent's call, joins it, and gives it to thread U, which owns the line from here: it
-/// is the one that sees the call to its end.
-fn ready_agent(call: &Arc<Call>, line: LineInUse, opening: &Opening) -> Result<(), Failure> {
-    let began = Instant::now();
-    let agent = join_agent(call, opening, began + AGENT_WITHIN)?;
-    lock(&call.state).agent = Some(Arc::clone(&agent));
+/// Gives the agent to thread U, which owns the line from here: it is the one that sees the call to
+/// its end.
+fn start_conversation(
+    call: &Arc<Call>,
+    line: LineInUse,
+    agent: &Arc<AgentLeg>,
+    began: Instant,
+) -> Result<(), Failure> {
     let short_id: String = lock(&call.state).agent_id.chars().take(4).collect();
-    let (the_call, the_agent) = (Arc::clone(call), Arc::clone(&agent));
+    let (the_call, the_agent) = (Arc::clone(call), Arc::clone(agent));
     spawn_for_call(format!("{} agent", shorten(&call.sid)), move || {
         agent_thread(&the_call, line, || converse(&the_call, the_agent));
     })
@@ -719,20 +728,27 @@ fn ready_agent(call: &Arc<Call>, line: LineInUse, opening: &Opening) -> Result<(
 /// Added to `MAX_CALL_SECONDS`, so that Ultravox can say its own "time is up" first.
 const TOO_LONG_GRACE: Duration = Duration::from_secs(15);
 
-/// Only an agent that is there counts: the next one goes on from it.
+/// Creates the agent's call and joins it. Only an agent that is there counts: the next one goes on
+/// from it.
 fn join_agent(call: &Call, opening: &Opening, deadline: Instant) -> Result<Arc<AgentLeg>, Failure> {
     let created = create_agent_call(call, opening, deadline)?;
     let call_id = created.id.clone();
-    let joined = call.bridge.ultravox.join(&call.sid, created, deadline, &call.tap)?;
+    let agent = Arc::new(call.bridge.ultravox.join(&call.sid, created, deadline, &call.tap)?);
     let mut state = lock(&call.state);
+    if state.hang_up.is_some() {
+        drop(state);
+        agent.close("the call is over");
+        return Err(Failure::new(Party::Ultravox, "the call has ended meanwhile"));
+    }
+    state.agent = Some(Arc::clone(&agent));
     state.agent_id.clone_from(&call_id);
     // It may come from a journal that somebody has edited.
     state.agents = state.agents.saturating_add(1);
     state.ends_by = Some(Instant::now() + max_duration(call, opening) + TOO_LONG_GRACE);
-    let (agent, entered) = (state.agents, state.stage.clone());
+    let (number, entered) = (state.agents, state.stage.clone());
     drop(state);
-    call.journal.note(&Event::Agent { call_id, agent, stage: entered });
-    Ok(Arc::new(joined))
+    call.journal.note(&Event::Agent { call_id, agent: number, stage: entered });
+    Ok(agent)
 }
 
 /// An agent that goes on gets the conversation so far: Ultravox's own record of it if it can
@@ -894,35 +910,6 @@ enum Answer {
     HangUp,
 }
 
-impl Answer {
-    fn twiml(&self, bridge: &Bridge) -> String {
-        let (config, agent) = (&bridge.config, bridge.agent.get());
-        match self {
-            Answer::Stream { token } => twiml::connect_stream(config.own_url(), token),
-            Answer::Person(number) => twiml::say_and_dial(config.own_url(), &agent, number),
-            Answer::Transfer(transfer) => twiml::transfer(config.own_url(), transfer),
-            Answer::Sentence(sentence) => twiml::say_and_hang_up(&agent.language, sentence),
-            Answer::HangUp => twiml::hang_up(),
-        }
-    }
-
-    /// As the page shows it: whoever knows the token may open the stream.
-    fn redacted(&self, bridge: &Bridge) -> String {
-        let hidden = Answer::Stream { token: "***".into() };
-        if matches!(self, Answer::Stream { .. }) { &hidden } else { self }.twiml(bridge)
-    }
-
-    /// For the journal.
-    fn word(&self) -> &'static str {
-        match self {
-            Answer::Stream { .. } => "stream",
-            Answer::Person(_) | Answer::Transfer(_) => "transfer",
-            Answer::Sentence(_) => "apology",
-            Answer::HangUp => "hangup",
-        }
-    }
-}
-
 /// A person if there is one to be had, else a sentence and the end.
 fn cannot_serve(bridge: &Bridge, sid: &str, sentence: &str) -> Answer {
     match &bridge.config.fallback_number {
@@ -934,11 +921,14 @@ fn cannot_serve(bridge: &Bridge, sid: &str, sentence: &str) -> Answer {
 }
 
 impl Call {
-    /// A token for the next stream. An older one that was never shown is void from now on.
+    /// A token for the next stream: the one before, if nobody has shown it yet. Then Twilio has
+    /// asked twice, and may go by either answer.
     fn new_token(&self) -> String {
-        let token = format!("{}/{}", self.sid, random_hex());
         let mut state = lock(&self.state);
         state.streams += 1;
+        let unused = state.token.take().filter(|(_, until)| Instant::now() < *until);
+        let new = || format!("{}/{}", self.sid, random_hex());
+        let token = unused.map_or_else(new, |(token, _)| token);
         if state.hang_up.is_none() {
             state.token = Some((token.clone(), Instant::now() + STREAM_WITHIN));
         }
@@ -1164,6 +1154,8 @@ impl Call {
 const PING_AFTER: Duration = Duration::from_secs(3);
 /// From the agent's goodbye to Ultravox closing its socket. Then we close it.
 const AGENT_LEAVES_WITHIN: Duration = Duration::from_secs(20);
+/// From the end of a call to Ultravox closing its socket. Then we cut it.
+const AGENT_GONE_WITHIN: Duration = Duration::from_secs(5);
 /// An agent that breaks off this near the end of `MAX_CALL_SECONDS` has reached its limit.
 const LAST_SECONDS: Duration = Duration::from_secs(5);
 
@@ -1173,8 +1165,15 @@ fn relay_agent_to_caller(call: &Arc<Call>, agent: &Arc<AgentLeg>) -> EndedBy {
     let mut act = Act::new(call, agent);
     let relayed = Relayed::of("to_caller");
     let mut quiet = 0;
+    let mut over_since = None;
     loop {
         let received = agent.next(PING_AFTER);
+        // It was told so by `Call::hang_up`, and may talk on.
+        if call.is_over()
+            && over_since.get_or_insert_with(Instant::now).elapsed() > AGENT_GONE_WITHIN
+        {
+            return act.reason();
+        }
         if act.leaving.is_some_and(|(_, since)| since.elapsed() > AGENT_LEAVES_WITHIN) {
             return act.reason();
         }
@@ -1189,7 +1188,8 @@ fn relay_agent_to_caller(call: &Arc<Call>, agent: &Arc<AgentLeg>) -> EndedBy {
             Err(SocketEnd::Closed(Some(GOODBYE))) => return act.reason(),
             Err(end) => {
                 // At its time limit Ultravox cuts the connection; after a goodbye it may, too.
-                let time_is_up = call.rang.elapsed() + LAST_SECONDS > call.bridge.config.max_call;
+                let nearly = Instant::now() + LAST_SECONDS + TOO_LONG_GRACE;
+                let time_is_up = lock(&call.state).ends_by.is_some_and(|by| by < nearly);
                 let ends = call.is_over() || call.bridge.is_ending() || act.leaving.is_some();
                 if ends || time_is_up {
                     return act.reason();
@@ -1237,18 +1237,16 @@ impl Voice {
     fn pass_on(&mut self, call: &Call, pcm: &[u8]) -> bool {
         let Some(caller) = call.await_stream() else { return false };
         let mulaw = self.pcm.encode(pcm);
-        let is_first_of_call = !call.tap.has_shown(Exhibit::AgentFrame);
         let arrives = caller.play(&mulaw);
         if let Some(after) = caller.answered_after(&mulaw) {
             call.journal.note(&Event::Turn { ms: millis(after) });
         }
         if !self.spoke && !mulaw.is_empty() {
             self.spoke = true;
-            if is_first_of_call {
-                call.journal.note(&Event::FirstWord { ms: millis(caller.since.elapsed()) });
-            }
             if let Some(silent_since) = lock(&call.state).silent_since.take() {
-                DEAD_AIR.of(&[]).observe(silent_since.elapsed());
+                let silent = silent_since.elapsed();
+                call.journal.note(&Event::FirstWord { ms: millis(silent) });
+                DEAD_AIR.of(&[]).observe(silent);
             }
             let ms = call.rang.elapsed().as_millis();
             log!(call, Info, Talk, "the agent's first sound, {ms} ms after it rang"; ms);
@@ -1309,9 +1307,6 @@ fn type_keys(call: &Call, keys: &str) {
 
 /// Tools of one call that run on threads of their own. The next is told to wait.
 const TOOLS_AT_ONCE_MAX: usize = 8;
-/// Different n8n tool invocations remembered in one call, so that none is done twice. The next
-/// is refused in words.
-const TOOL_ANSWERS_MAX: usize = 100;
 /// Different invocations answered to one agent. More is a storm, and gets an error each.
 const INVOCATIONS_MAX: usize = 500;
 /// A tool's name in a journal. The model may make up a name of any length.
@@ -1453,24 +1448,14 @@ fn n8n_tool(call: &Call, invocation: &Invocation) -> (ToolResult, &'static str) 
         return (ToolResult::NoSuchTool, "no such tool");
     };
     let data = invocation.n8n_data(tool, &call.files);
-    let question = format!("{route} {data}");
-    let fingerprint =
-        HEXLOWER.encode(digest::digest(&digest::SHA256, question.as_bytes()).as_ref());
-    let answer = {
-        let mut answers = lock(&call.tool_answers);
-        if answers.len() >= TOOL_ANSWERS_MAX && !answers.contains_key(&fingerprint) {
-            return (
-                ToolResult::Failed("too many different requests in one call".into()),
-                "refused",
-            );
-        }
-        Arc::clone(answers.entry(fingerprint.clone()).or_default())
+    let Some((fingerprint, slot)) = call.answered.slot(&format!("{route} {data}")) else {
+        return (ToolResult::Failed("too many different requests in one call".into()), "refused");
     };
-    let mut answer = lock(&answer);
+    let mut answer = lock(&slot);
     if let Some(text) = answer.as_ref() {
         return (ToolResult::Say(text.clone()), "answered from memory");
     }
-    let key = format!("{}-{route}-{}", call.sid, fingerprint.get(..16).unwrap_or_default());
+    let key = format!("{}-{route}-{fingerprint}", call.sid);
     let (sid, number) = (call.sid.as_str(), call.number.as_str());
     let question = Question { sid, number, route, data: &data, key, report: Map::new() };
     match call.bridge.n8n.tool(&question, tool.within, &call.tap) {

@@ -500,6 +500,19 @@ fn an_ultravox_gone_mad_costs_its_own_call_at_most() -> Outcome {
         victim.hangs_up()?;
         Ok(1)
     })?;
+    let limit = "AGENT_GONE_WITHIN";
+    siege.attack("talking on after the end", limit, "nothing was said", |world| {
+        let mad = MadAgent::take_next_call(world)?;
+        let victim = victim_of(world, &mad)?;
+        victim.phone.hang_up()?;
+        let on = server_frame(0x81, br#"{"type":"state","state":"thinking"}"#);
+        let deadline = Instant::now() + HANGS;
+        while mad.send_raw(&on).is_ok() {
+            world_is(world, Instant::now() < deadline, "nobody has cut the line")?;
+            thread::sleep(Duration::from_millis(100));
+        }
+        Ok(1)
+    })?;
     breaks(&siege)?;
     storms(&siege, &n8n)?;
     transcripts(&siege, &n8n)?;

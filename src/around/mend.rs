@@ -16,7 +16,6 @@ use crate::records::event::Event;
 use crate::records::journal::{Journal, Unclaimed};
 use crate::records::past::PastCall;
 use crate::records::tap::{Exhibit, Tap};
-use crate::toolbox::failure::{Failure, Party};
 use crate::toolbox::log::{Sid, log};
 use crate::toolbox::metrics::{RESUMES, refused};
 use crate::toolbox::threads::{lock, wait};
@@ -37,6 +36,10 @@ const RESUME_PAUSE_MIN: Duration = Duration::from_millis(250);
 
 /// The stream broke, the call did not: the agent is still there and waits.
 pub(crate) fn another_stream(call: &Arc<Call>) -> Answer {
+    if lock(&call.state).answer.is_none() {
+        // Asked twice while the call is being taken up.
+        return call.await_answer();
+    }
     if lock(&call.state).streams >= STREAMS_MAX {
         log!(call, Error, Stream, "{STREAMS_MAX} streams were cut; giving up");
         call.hang_up(EndedBy::CallerLost);
@@ -162,7 +165,7 @@ pub(crate) fn resume_agent(call: &Arc<Call>) -> Option<Arc<AgentLeg>> {
     log!(call, Warn, Agent, "the agent's line broke; a new one goes on from here");
     let mut pause = RESUME_PAUSE_MIN;
     loop {
-        let failure = match next_agent(call, deadline) {
+        let failure = match join_agent(call, &Opening::GoOn(LINE_BROKE), deadline) {
             Ok(agent) => {
                 RESUMES.of(&["agent_line"]).add();
                 let ms = began.elapsed().as_millis();
@@ -171,8 +174,10 @@ pub(crate) fn resume_agent(call: &Arc<Call>) -> Option<Arc<AgentLeg>> {
             }
             Err(failure) => failure,
         };
-        let is_last = failure.refused || Instant::now() + pause > deadline;
-        if is_last || call.is_over() {
+        if call.is_over() {
+            return None;
+        }
+        if failure.refused || Instant::now() + pause > deadline {
             log!(call, Error, Agent, "no new agent: {failure}");
             return None;
         }
@@ -185,18 +190,6 @@ pub(crate) fn resume_agent(call: &Arc<Call>) -> Option<Arc<AgentLeg>> {
         }
         pause *= 2;
     }
-}
-
-fn next_agent(call: &Arc<Call>, deadline: Instant) -> Result<Arc<AgentLeg>, Failure> {
-    let agent = join_agent(call, &Opening::GoOn(LINE_BROKE), deadline)?;
-    let mut state = lock(&call.state);
-    if state.hang_up.is_some() {
-        drop(state);
-        agent.close("the call is over");
-        return Err(Failure::new(Party::Ultravox, "the caller has left meanwhile"));
-    }
-    state.agent = Some(Arc::clone(&agent));
-    Ok(agent)
 }
 
 impl Call {

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::demo::{
     HttpAnswer, Order, PATIENCE, Reply, Ringing, Trouble, Twiml, World, WorldBuilder, pcm_of, voice,
 };
-use crate::{CALLER, Call, Outcome, connect, greeting_of};
+use crate::{CALLER, Call, Outcome, connect, greeting_of, written};
 
 const TOKEN: &str = "mosaic-lantern-27-api";
 /// Somebody whom the owner may ring.
@@ -404,5 +404,73 @@ fn no_order_is_taken_when_it_could_not_be_served() -> Outcome {
     assert_eq!(refused.status, 503);
     assert!(world.twilio.orders().is_empty());
     call.phone.hang_up()?;
+    Ok(())
+}
+
+// ============================================================================
+// What comes twice, and what comes too late
+// ============================================================================
+
+/// The caller hangs up while Ultravox still takes its time.
+#[test]
+fn a_caller_who_leaves_while_the_agent_is_made_gets_none() -> Outcome {
+    let world = builder().start()?;
+    world.ultravox.take_time(Duration::from_millis(500));
+    let sid = "CA0000000000000000000000000000000a";
+    let answer = thread::scope(|scope| {
+        let ring = scope.spawn(|| world.ring_with(CALLER, &[("CallSid", sid)]));
+        world.ultravox.wait_requests(1)?;
+        let form = [("CallSid", sid), ("CallStatus", "canceled")];
+        assert_eq!(world.webhook("/call-status", &form)?.status, 204);
+        ring.join().map_err(|_| world.trouble("the ring panicked"))?
+    })?;
+    assert_eq!(answer.twiml.elements, ["Response", "Hangup"], "{}", answer.twiml.xml);
+    let agent = world.ultravox.next_call(PATIENCE)?;
+    agent.wait_closed()?;
+    assert!(agent.audio().is_empty(), "it was kept waiting for a caller");
+    eventually(&world, "the call has its end", || {
+        world.journal(sid).iter().any(|event| event["endedBy"] == "CallerLeft")
+    })?;
+    Ok(())
+}
+
+/// Twilio asks again when the answer got lost on its way.
+#[test]
+fn a_question_that_is_repeated_gets_the_same_stream() -> Outcome {
+    let world = builder().start()?;
+    let call = connect(&world)?;
+    call.phone.drop_line();
+    let (first, again) = (call.ringing.next(&world, &[])?, call.ringing.next(&world, &[])?);
+    assert_eq!(first.twiml.xml, again.twiml.xml);
+    let phone = first.open_stream(&world)?;
+    call.agent.say("There you are.", &pcm_of(&voice(1, 100)))?;
+    phone.expect_audio(&voice(1, 100))?;
+    assert!(again.stream_is_refused(&world), "it opens one stream");
+    phone.hang_up()?;
+    Ok(())
+}
+
+/// The same while a process that is new takes the call up.
+#[test]
+fn a_call_is_taken_up_once_however_often_twilio_asks() -> Outcome {
+    let world = builder().start()?;
+    let call = connect(&world)?;
+    written(&world, &call.ringing.call_sid, &call.agent)?;
+    world.bridge.restart()?;
+    world.ultravox.take_time(Duration::from_millis(500));
+    let (first, again) = thread::scope(|scope| {
+        let first = scope.spawn(|| call.ringing.next(&world, &[]));
+        world.ultravox.wait_requests(2)?;
+        let again = call.ringing.next(&world, &[])?;
+        let first = first.join().map_err(|_| world.trouble("the question panicked"))??;
+        Ok::<_, Trouble>((first, again))
+    })?;
+    assert_eq!(first.twiml.xml, again.twiml.xml);
+    assert_eq!(world.ultravox.requests(), 2);
+    let agent = world.ultravox.next_call(PATIENCE)?;
+    let phone = first.open_stream(&world)?;
+    agent.say("There you are.", &pcm_of(&voice(1, 100)))?;
+    phone.expect_audio(&voice(1, 100))?;
+    phone.hang_up()?;
     Ok(())
 }

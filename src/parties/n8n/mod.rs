@@ -15,6 +15,7 @@
 //! An [`N8n`] blocks until there is an answer or the time is up. It never tries twice: whether that
 //! is safe depends on what was asked. What the many kinds of answer mean is in [`reply`].
 
+pub(crate) mod answered;
 pub(crate) mod reply;
 
 use std::sync::Arc;

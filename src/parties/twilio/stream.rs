@@ -146,8 +146,6 @@ pub(crate) fn await_start(socket: &Socket) -> Result<Option<(Start, Utf8Bytes)>,
 /// The socket, and what we know of the sound at its other end.
 pub(crate) struct CallerLeg {
     pub(crate) stream_sid: String,
-    /// When the stream began.
-    pub(crate) since: Instant,
     socket: Socket,
     tap: Arc<Tap>,
     /// What stands before the sound in each message of it.
@@ -166,7 +164,6 @@ impl CallerLeg {
         let now = Instant::now();
         CallerLeg {
             stream_sid,
-            since: now,
             socket,
             tap,
             media_head,
