@@ -156,9 +156,8 @@ fn no_answer(party: Party, error: ureq::Error, within: Duration) -> Failure {
             Failure::new(party, "no connection in time").certainly_not_done()
         }
         Error::Timeout(_) => {
-            // To the hundredth of a second: what is left of a deadline is a hair less than the
-            // whole.
-            let ms = (within.as_millis() + 5) / 10 * 10;
+            // To the tenth of a second: what is left of a deadline is a little less than the whole.
+            let ms = (within.as_millis() + 50) / 100 * 100;
             Failure::new(party, format!("no answer within {ms} ms"))
         }
         Error::HostNotFound => Failure::new(party, "its name does not resolve")

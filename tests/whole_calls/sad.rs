@@ -1857,7 +1857,7 @@ fn n8n_and_ultravox_hang() -> Outcome {
     world.ultravox.refuse_always(&Reply::Hang);
     hears_only(&world.ring(CALLER)?, APOLOGY);
     assert_eq!(world.ultravox.requests(), 1);
-    world.bridge.wait_for_log("Ultravox: no answer within 10000 ms")?;
+    world.bridge.wait_for_log("Ultravox: no answer within ")?;
     Ok(())
 }
 
