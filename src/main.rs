@@ -14,7 +14,7 @@
 //! # The call, in nine steps
 //!
 //! 1. **Ring** - Twilio posts `/incoming-call`; its signature is checked.
-//! 2. **Greeting** - n8n is asked, by the caller's number, for a personal first message.
+//! 2. **Greeting** - n8n is asked, by the caller's number, for a first message, and who takes it.
 //! 3. **Agent** - an Ultravox call is created with the first stage's prompt, voice and tools,
 //!    and joined at once.
 //! 4. **Answer** - `TwiML` goes back: "connect this call to our Media Stream", with a token that
@@ -60,7 +60,7 @@
 //!
 //! ```text
 //! main.rs       the call: serve, route, Bridge, Call, steps 1 to 9
-//! around/       mend, shutdown, ready
+//! around/       mend, placeholders, ready, shutdown
 //! owner/        access, calls, health, lines, metrics, orders, outgoing,
 //!               page, phone
 //! check/  demo/  diagram.rs  forget.rs  init.rs  outbox.rs  workflow.rs   other commands
@@ -98,7 +98,7 @@
 //!
 //! # Left out
 //!
-//! One agent for every number, one machine, no recording, no resampling (both sides speak
+//! One machine, no recording, no resampling (both sides speak
 //! 8 kHz). Such places are marked with the word *Simplification* below.
 
 use std::collections::{HashMap, HashSet};
@@ -114,7 +114,7 @@ use jiff::Timestamp;
 use ring::digest;
 use rustls::ClientConfig;
 use rustls::pki_types::CertificateDer;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use subtle::ConstantTimeEq as _;
@@ -129,7 +129,8 @@ use crate::door::reply::{Reply, header, read_body};
 use crate::door::{Hall, Visitor};
 use crate::owner::lines::{Admission, Calls, LineInUse, NoLine};
 use crate::owner::outgoing::{Order, Ringing};
-use crate::parties::n8n::{N8n, Question};
+use crate::parties::n8n::decision::Decision;
+use crate::parties::n8n::{N8n, Question, Ring};
 use crate::parties::standing::twilio_has_called;
 use crate::parties::twilio::keys::Keys;
 use crate::parties::twilio::messages::FromTwilio;
@@ -163,7 +164,7 @@ use crate::toolbox::metrics::{
 use crate::toolbox::random::{random_hex, random_number};
 use crate::toolbox::socket::SocketEnd;
 use crate::toolbox::sound::{FRAME, FRAME_BYTES, PcmStream, Tone, to_pcm};
-use crate::toolbox::text::{cut, fill, is_e164, shorten, shorten_number};
+use crate::toolbox::text::{cut, fill, shorten, shorten_number};
 use crate::toolbox::threads::{lock, outlive, spawn, spawn_for_call, wait};
 use crate::toolbox::time::millis;
 
@@ -400,7 +401,8 @@ fn incoming_call(bridge: &'static Bridge, form: &Form) -> Reply {
         None => (Direction::In, caller(form.get("From"))),
     };
     let wire = format!("POST /incoming-call\nX-Twilio-Signature: ***\n\n{}", form.redacted());
-    let incoming = IncomingCall { sid, number, direction, order, wire };
+    let (to, stir_verstat) = (form.get("To"), form.get("StirVerstat"));
+    let incoming = IncomingCall { sid, number, to, stir_verstat, direction, order, wire };
     Reply::twiml(take_call(bridge, &incoming).twiml(bridge))
 }
 
@@ -409,6 +411,9 @@ struct IncomingCall<'a> {
     sid: &'a str,
     /// As Twilio gave it: a number, `anonymous`, `client:name`, anything.
     number: &'a str,
+    /// The number that was called.
+    to: &'a str,
+    stir_verstat: &'a str,
     direction: Direction,
     /// Of a call that goes out, unless an earlier process has made it.
     order: Option<Order>,
@@ -446,11 +451,10 @@ fn take_call(bridge: &'static Bridge, incoming: &IncomingCall) -> Answer {
     };
     let does = if *direction == Direction::Out { "has picked up" } else { "is calling" };
     log!(call, Info, Ring, "{} {does}", shorten_number(number));
-    let (call_sid, number) = (call.sid.clone(), call.number.clone());
-    call.journal.note(&Event::Ring { call_sid, number, direction: *direction });
+    let (call_sid, number, to) = (call.sid.clone(), call.number.clone(), call.to.clone());
+    call.journal.note(&Event::Ring { call_sid, number, direction: *direction, to });
     call.tap.show(Exhibit::Ring, || wire.clone());
-    let opening = first_words(&call, incoming.first_message());
-    connect_to_agent(&call, line, &opening)
+    begin(&call, line, incoming.first_message())
 }
 
 /// One call, from ring to transcript. Its two threads and its tools share it.
@@ -460,6 +464,8 @@ struct Call {
     files: Arc<Agent>,
     sid: String,
     number: String,
+    to: String,
+    stir_verstat: String,
     direction: Direction,
     rang: Instant,
     /// The same moment, by the calendar.
@@ -492,6 +498,8 @@ struct CallState {
     ends_by: Option<Instant>,
     caller: Option<Arc<CallerLeg>>,
     stage: String,
+    /// What n8n knows about the caller, for the prompts.
+    facts: String,
     /// Since its first stream opened, until the agent's first sound.
     silent_since: Option<Instant>,
     /// The mark behind the agent's last word came back.
@@ -518,13 +526,18 @@ impl CallState {
 impl Call {
     fn new(bridge: &'static Bridge, incoming: &IncomingCall) -> Call {
         let files = bridge.agent.get();
-        let state = CallState { stage: files.first_stage.clone(), ..CallState::default() };
+        let by_number =
+            files.numbers.get(incoming.to).filter(|_| incoming.direction == Direction::In);
+        let begins_in = by_number.unwrap_or(&files.first_stage).clone();
+        let state = CallState { stage: begins_in, ..CallState::default() };
         let journal = incoming.journal(bridge);
         Call {
             bridge,
             files,
             sid: incoming.sid.to_owned(),
             number: incoming.number.to_owned(),
+            to: incoming.to.to_owned(),
+            stir_verstat: incoming.stir_verstat.to_owned(),
             direction: incoming.direction,
             rang: Instant::now(),
             began: Timestamp::now(),
@@ -546,9 +559,13 @@ impl Call {
         answer.unwrap_or_else(|| cannot_serve(self.bridge, &self.sid, &self.files.phrases.apology))
     }
 
-    fn settle_answer(&self, answer: &Answer) {
+    fn settle_answer(&self, answer: Answer) -> Answer {
+        let ms = millis(self.rang.elapsed());
+        self.journal.note(&Event::Answer { what: answer.word().into(), ms });
+        self.tap.show(Exhibit::Answer, || answer.redacted(self.bridge));
         lock(&self.state).answer = Some(answer.clone());
         self.changed.notify_all();
+        answer
     }
 }
 
@@ -556,10 +573,12 @@ impl Call {
 // 2. Greeting: n8n is asked who is calling
 // ============================================================================
 //
-// In:       the caller's number.
-// Wire:     {"route":"1","number":"+4930123456","data":"empty","callSid":"CA9f3c…"}  to n8n
+// In:       the caller's number, and the one that was called.
+// Wire:     {"route":"1","number":"+4930123456","data":"empty","callSid":"CA9f3c…",
+//            "to":"+4930901820","direction":"in"}                                   to n8n
 //           {"firstMessage":"Hello Anna, it is good to hear from you again."}        and back
-// Out:      the agent's first sentence, word for word.
+// Out:      the agent's first sentence, word for word, and the stage in which it begins; or no
+//           agent: the caller is put through to a person, or refused.
 // Fails:    never. Whatever n8n answers, or does not, the default greeting is there after 2 s,
 //           and one line in the log says what came back and what to do about it.
 // Not here: waiting on the caller's time. The phone still rings.
@@ -572,41 +591,84 @@ const _: () = assert!(
     "the webhook must be answered before Twilio gives up"
 );
 
-/// `ordered` is empty unless the call goes out, and whoever ordered it has said what to open with.
-fn first_words(call: &Call, ordered: &str) -> Opening {
-    match call.direction {
-        Direction::In | Direction::Browser => Opening::Greet(greeting(call)),
-        Direction::Out => Opening::WeCalled(ordered_greeting(call, ordered)),
+/// Steps 2 to 4. `ordered` is empty unless the call goes out, and whoever ordered it has said what
+/// to open with.
+fn begin(call: &Arc<Call>, line: LineInUse, ordered: &str) -> Answer {
+    let opening = match call.direction {
+        Direction::In | Direction::Browser => greeting(call).map(Opening::Greet),
+        Direction::Out => Ok(Opening::WeCalled(ordered_greeting(call, ordered))),
+    };
+    match opening {
+        Ok(opening) => connect_to_agent(call, line, &opening),
+        Err(how) => without_agent(call, how),
     }
 }
 
-fn greeting(call: &Call) -> String {
-    if call.bridge.config.n8n_webhook_url.is_none() {
-        log!(call, Info, Greeting, "the default greeting (no n8n)");
-        note_greeting(call, "default", 0, "N8N_WEBHOOK_URL is not set");
-        return call.default_greeting();
-    }
+/// An error: n8n wants no agent to take this call. It ends like that.
+fn greeting(call: &Call) -> Result<String, EndedBy> {
+    let Call { sid, number, to, direction, stir_verstat, .. } = call;
     let began = Instant::now();
-    let n8n = &call.bridge.n8n;
-    let found = n8n.greeting(&call.sid, &call.number, LOOKUP_WITHIN, &call.tap);
+    let found = call.bridge.config.n8n_webhook_url.is_some().then(|| {
+        let ring = Ring { sid, number, to, direction: *direction, stir_verstat };
+        call.bridge.n8n.ring(&ring, &call.files, LOOKUP_WITHIN, &call.tap)
+    });
     let ms = millis(began.elapsed());
-    let (from, why, text) = match found {
-        Ok(Some(text)) => {
-            log!(call, Info, Greeting, "n8n answered after {ms} ms"; ms);
-            ("n8n", String::new(), text)
+    let (decision, why) = match found {
+        None => {
+            log!(call, Info, Greeting, "the default greeting (no n8n)");
+            (Decision::default(), "N8N_WEBHOOK_URL is not set".to_owned())
         }
-        Ok(None) => {
-            log!(call, Info, Greeting, "n8n leaves the greeting to the agent (firstMessage: null)");
-            ("default", "n8n leaves it to the agent".to_owned(), call.default_greeting())
+        Some(Ok(decision)) => {
+            let has_words = decision.first_message.is_some();
+            let rest = if has_words { "" } else { ", and leaves the greeting to the agent" };
+            log!(call, Info, Greeting, "n8n answered after {ms} ms{rest}"; ms);
+            (decision, "n8n leaves it to the agent".to_owned())
         }
-        Err(failure) => {
+        Some(Err(failure)) => {
             log!(call, Warn, Greeting, "{failure}; the default greeting is used");
             call.journal.note_failure(Step::Greeting, &failure, "");
-            ("default", failure.to_string(), call.default_greeting())
+            (Decision::default(), failure.to_string())
         }
     };
-    note_greeting(call, from, ms, &why);
-    text
+    decide(call, &decision)?;
+    let from = if decision.first_message.is_some() { ("n8n", "") } else { ("default", &*why) };
+    note_greeting(call, from.0, ms, from.1);
+    Ok(decision.first_message.unwrap_or_else(|| call.default_greeting()))
+}
+
+/// To refuse comes before a person, and a person before an agent. n8n's stage comes before the one
+/// of the number that was called, in which the call is from its beginning.
+fn decide(call: &Call, decision: &Decision) -> Result<(), EndedBy> {
+    let note = |what: &str, by: &str, stage: &str, facts: &str| {
+        log!(call, Info, Greeting, "{by} decides: {what} {stage}"; by, what, stage);
+        let (what, by, stage) = (what.into(), by.into(), stage.into());
+        call.journal.note(&Event::Decided { what, by, stage, facts: facts.into() });
+    };
+    if decision.refuse {
+        note("refuse", "n8n", "", "");
+        return Err(EndedBy::Refused);
+    }
+    if decision.transfer {
+        if call.bridge.calls.put_through(&call.bridge.config, &call.sid).is_some() {
+            note("transfer", "n8n", "", &decision.facts);
+            return Err(EndedBy::Transferred);
+        }
+        log!(call, Warn, Greeting, "n8n: transfer, but there is no person free (FALLBACK_NUMBER)");
+    }
+    let mut state = lock(&call.state);
+    let by = match &decision.stage {
+        Some(_) => "n8n",
+        None if call.files.numbers.get(&call.to) == Some(&state.stage) => "numbers",
+        None => "default",
+    };
+    state.stage = decision.stage.clone().unwrap_or_else(|| state.stage.clone());
+    if !decision.facts.is_empty() {
+        state.facts.clone_from(&decision.facts);
+    }
+    if by != "default" || !state.facts.is_empty() {
+        note("agent", by, &state.stage, &state.facts);
+    }
+    Ok(())
 }
 
 fn ordered_greeting(call: &Call, first_message: &str) -> String {
@@ -620,30 +682,6 @@ fn ordered_greeting(call: &Call, first_message: &str) -> String {
 
 fn note_greeting(call: &Call, from: &str, ms: u64, why: &str) {
     call.journal.note(&Event::Greeting { from: from.into(), ms, why: why.into() });
-}
-
-impl Call {
-    fn default_greeting(&self) -> String {
-        fill(&self.files.first_message, |name| self.placeholder(name))
-    }
-
-    /// What a placeholder stands for in this call's texts.
-    fn placeholder(&self, name: &str) -> Option<String> {
-        let agent = &self.files;
-        match name {
-            "agent_name" => {
-                let stage = lock(&self.state).stage.clone();
-                let own = agent.stages.get(&stage).and_then(|stage| stage.agent_name.clone());
-                Some(own.unwrap_or_else(|| agent.name.clone()))
-            }
-            "company_name" => Some(agent.company.clone()),
-            "now" => Some(jiff::Zoned::now().strftime("%A, %-d %B %Y, %H:%M (%Z)").to_string()),
-            // A caller's "number" may be any text; what is not a number must not talk to the model.
-            "caller_number" if is_e164(&self.number) => Some(self.number.clone()),
-            "caller_number" => Some("withheld".into()),
-            _ => None,
-        }
-    }
 }
 
 // ============================================================================
@@ -660,30 +698,29 @@ impl Call {
 
 /// Steps 3 and 4, for a new call and for one that is taken up again.
 fn connect_to_agent(call: &Arc<Call>, line: LineInUse, opening: &Opening) -> Answer {
-    let ready = ready_agent(call, line, opening);
+    if let Err(failure) = ready_agent(call, line, opening) {
+        log!(call, Error, Agent, "{failure}");
+        call.journal.note_failure(Step::Agent, failure, "");
+        return without_agent(call, EndedBy::NoAgent);
+    }
     let rang_for = call.rang.elapsed();
     let ms = millis(rang_for);
-    let answer = match &ready {
-        Ok(()) => {
-            if !matches!(opening, Opening::GoOn(_)) {
-                ANSWER_TIME.of(&[]).observe(rang_for);
-            }
-            log!(call, Info, Answer, "connecting to our Media Stream, {ms} ms after it rang"; ms);
-            Answer::Stream { token: call.new_token() }
-        }
-        Err(failure) => {
-            log!(call, Error, Agent, "{failure}");
-            call.journal.note_failure(Step::Agent, failure, "");
-            call.hang_up(EndedBy::NoAgent);
-            cannot_serve(call.bridge, &call.sid, &call.files.phrases.apology)
-        }
-    };
-    call.journal.note(&Event::Answer { what: answer.word().into(), ms });
-    call.tap.show(Exhibit::Answer, || answer.redacted(call.bridge));
-    if ready.is_err() {
-        after(call);
+    if !matches!(opening, Opening::GoOn(_)) {
+        ANSWER_TIME.of(&[]).observe(rang_for);
     }
-    call.settle_answer(&answer);
+    log!(call, Info, Answer, "connecting to our Media Stream, {ms} ms after it rang"; ms);
+    call.settle_answer(Answer::Stream { token: call.new_token() })
+}
+
+/// There is none to be had, or there shall be none. The call ends here.
+fn without_agent(call: &Call, how: EndedBy) -> Answer {
+    call.hang_up(how);
+    let answer = match how {
+        EndedBy::Refused => Answer::Refuse,
+        _ => cannot_serve(call.bridge, &call.sid, &call.files.phrases.apology),
+    };
+    let answer = call.settle_answer(answer);
+    after(call);
     answer
 }
 
@@ -880,6 +917,8 @@ enum Answer {
     Transfer(String),
     /// Say this, then hang up.
     Sentence(String),
+    /// Do not answer it.
+    Refuse,
     HangUp,
 }
 
@@ -891,6 +930,7 @@ impl Answer {
             Answer::Person(number) => twiml::say_and_dial(&config.public_url, &agent, number),
             Answer::Transfer(number) => twiml::transfer(&config.public_url, number),
             Answer::Sentence(sentence) => twiml::say_and_hang_up(&agent.language, sentence),
+            Answer::Refuse => twiml::reject(),
             Answer::HangUp => twiml::hang_up(),
         }
     }
@@ -907,6 +947,7 @@ impl Answer {
             Answer::Stream { .. } => "stream",
             Answer::Person(_) | Answer::Transfer(_) => "transfer",
             Answer::Sentence(_) => "apology",
+            Answer::Refuse => "refuse",
             Answer::HangUp => "hangup",
         }
     }
@@ -1455,7 +1496,7 @@ fn n8n_tool(call: &Call, invocation: &Invocation) -> (ToolResult, &'static str) 
     }
     let key = format!("{}-{route}-{}", call.sid, fingerprint.get(..16).unwrap_or_default());
     let (sid, number) = (call.sid.as_str(), call.number.as_str());
-    let question = Question { sid, number, route, data: &data, key, ended_by: None };
+    let question = Question { sid, number, route, data: &data, key, report: Map::new() };
     match call.bridge.n8n.tool(&question, tool.within, &call.tap) {
         Ok(text) => {
             *answer = Some(text.clone());
@@ -1644,6 +1685,7 @@ fn after_the_agent(bridge: &Bridge, sid: &str, how: EndedBy) -> Answer {
     let agent = bridge.agent.get();
     let apology = &agent.phrases.apology;
     match how {
+        EndedBy::Refused => Answer::Refuse,
         EndedBy::Transferred => {
             let person = bridge.calls.put_through(&bridge.config, sid);
             person.map_or_else(|| Answer::Sentence(apology.clone()), Answer::Transfer)
@@ -1757,14 +1799,13 @@ fn file_transcript(bridge: &Bridge, delivery: &mut Delivery) -> Result<(), Failu
 }
 
 fn offer(n8n: &N8n, config: &Arc<Config>, delivery: &Delivery) -> Result<(), Failure> {
-    let ended_by = delivery.ended_by.to_string();
     let question = Question {
         sid: &delivery.sid,
         number: &delivery.number,
         route: "2",
         data: &delivery.transcript.text(),
         key: format!("{}-2", delivery.sid),
-        ended_by: Some(&ended_by),
+        report: Map::from_iter([("endedBy".to_owned(), json!(delivery.ended_by))]),
     };
     n8n.file(&question, DELIVER_WITHIN, &delivery.tap(config))
 }

@@ -184,7 +184,8 @@ impl Delivery {
         let Some(journal) = &self.journal else { return };
         if journal.is_to_be_completed() {
             let (call_sid, number) = (self.sid.clone(), self.number.clone());
-            journal.note(&Event::Ring { call_sid, number, direction: self.direction });
+            let (direction, to) = (self.direction, String::new());
+            journal.note(&Event::Ring { call_sid, number, direction, to });
             for utterance in self.transcript.utterances() {
                 journal.note(&Event::Said(utterance.clone()));
             }

@@ -19,7 +19,7 @@ use serde_json::{Map, Value, json};
 use crate::setup::agent::{
     Agent, PLACEHOLDERS, Phrases, Schema, Stage, TOOL_WITHIN_MAX, Tool, ToolAction,
 };
-use crate::toolbox::text::{nearest, placeholders};
+use crate::toolbox::text::{is_e164, nearest, placeholders};
 
 /// Time for a tool of the agent's own file that does not name one.
 const TOOL_WITHIN: Duration = Duration::from_secs(10);
@@ -56,6 +56,7 @@ impl Mistakes {
         let (name, company) = (text("agent_name"), text("company_name"));
         let (language, first_message) = (text("language"), text("first_message"));
         let first_stage = text("first_stage");
+        let numbers = self.optional(&mut file, "numbers").unwrap_or_default();
         let phrases = self.required(&mut file, "phrases").map(|value| self.phrases(value));
         let stages: Map<_, _> = self.required(&mut file, "stages").unwrap_or_default();
         let tools: Map<_, _> = self.required(&mut file, "tools").unwrap_or_default();
@@ -80,6 +81,7 @@ impl Mistakes {
             first_message,
             phrases,
             first_stage,
+            numbers,
             stages,
             tools,
             calendars,
@@ -286,6 +288,8 @@ impl Mistakes {
         let mut file = self.object(&place, value);
         let voice: Option<String> = self.required(&mut file, "voice");
         let agent_name = self.optional(&mut file, "agent_name");
+        let language = self.optional(&mut file, "language");
+        let first_message = self.optional(&mut file, "first_message");
         let prompt: Option<String> = self.required(&mut file, "prompt");
         let tools = self.required(&mut file, "tools").unwrap_or_default();
         self.end(file);
@@ -297,7 +301,7 @@ impl Mistakes {
         }
         let voice = voice.unwrap_or_default();
         let prompt = prompt.map(|file| self.prompt(&place, &file, read)).unwrap_or_default();
-        Stage { voice, agent_name, prompt, tools }
+        Stage { voice, agent_name, language, first_message, prompt, tools }
     }
 
     fn prompt(
@@ -328,15 +332,32 @@ impl Mistakes {
     /// Said by Twilio or by Ultravox itself as they are, but for the first message.
     fn fixed_texts(&mut self, agent: &Agent) {
         let is_missing = agent.language.is_empty() && self.is_partial;
-        if !is_missing && !has_region(&agent.language) {
-            let meant = with_region(&agent.language);
-            let meant = meant.map_or("a tag such as \"en-GB\"".into(), |tag| format!("\"{tag}\""));
-            let what = format!("is \"{}\", without its region: use {meant}", agent.language);
-            self.add("language", what);
+        if !is_missing {
+            self.language("language", &agent.language);
         }
-        for (name, _) in placeholders(&agent.first_message) {
+        self.first_message("first_message", &agent.first_message);
+        for (name, stage) in &agent.stages {
+            if let Some(language) = &stage.language {
+                self.language(&format!("stages.{name}.language"), language);
+            }
+            if let Some(text) = &stage.first_message {
+                self.first_message(&format!("stages.{name}.first_message"), text);
+            }
+        }
+    }
+
+    fn language(&mut self, place: &str, language: &str) {
+        if !has_region(language) {
+            let meant = with_region(language);
+            let meant = meant.map_or("a tag such as \"en-GB\"".into(), |tag| format!("\"{tag}\""));
+            self.add(place, format_args!("is \"{language}\", without its region: use {meant}"));
+        }
+    }
+
+    fn first_message(&mut self, place: &str, text: &str) {
+        for (name, _) in placeholders(text) {
             if !PLACEHOLDERS.contains(&name.as_str()) {
-                self.add("first_message", format_args!("uses {{{name}}}, which is not known"));
+                self.add(place, format_args!("uses {{{name}}}, which is not known"));
             }
         }
     }
@@ -379,6 +400,15 @@ impl Mistakes {
         for (location, _) in agent.calendars.iter().filter(|(_, email)| !email.contains('@')) {
             self.add(format_args!("calendars.{location}"), "must be an e-mail address");
         }
+        for (number, stage) in &agent.numbers {
+            let place = format!("numbers.{number}");
+            if !is_e164(number) {
+                self.add(&place, "is no number such as +442079460000");
+            }
+            if !agent.stages.contains_key(stage) {
+                self.add(&place, format_args!("begins in \"{stage}\", which is no stage"));
+            }
+        }
         let is_missing = agent.first_stage.is_empty() && self.is_partial;
         if !is_missing && !agent.stages.contains_key(&agent.first_stage) {
             self.add(
@@ -389,8 +419,8 @@ impl Mistakes {
     }
 
     fn stages_nobody_enters(&mut self, agent: &Agent) {
-        let mut reached = HashSet::from([agent.first_stage.as_str()]);
-        let mut to_visit = vec![agent.first_stage.as_str()];
+        let mut to_visit: Vec<&str> = agent.entries().into_iter().map(|(stage, _)| stage).collect();
+        let mut reached: HashSet<&str> = to_visit.iter().copied().collect();
         while let Some(stage) = to_visit.pop() {
             let tools =
                 agent.stages.get(stage).map(|stage| stage.tools.as_slice()).unwrap_or_default();
@@ -405,7 +435,7 @@ impl Mistakes {
         for name in agent.stages.keys().filter(|name| !reached.contains(name.as_str())) {
             self.add(
                 format_args!("stages.{name}"),
-                "is entered by no tool of a stage that is entered",
+                "is entered by no tool of a stage that is entered, and no call begins in it",
             );
         }
     }

@@ -33,7 +33,7 @@ use drawing::Drawing;
 use names::{Named, names_in};
 
 const MAIN: &str = "src/main.rs";
-const MAIN_LINES_MAX: usize = 1_800;
+const MAIN_LINES_MAX: usize = 1_900;
 /// The banner of step 1 stands above it.
 const CALL_BEGINS_BEFORE_LINE: usize = 400;
 const ROOM_LINES_MAX: usize = 500;

@@ -2,6 +2,7 @@
 //! `src/demo/` around it, loopback sockets between them. One test program, so that what one
 //! call waits for overlaps with what the others do.
 
+mod decide;
 #[path = "../../src/demo/mod.rs"]
 mod demo;
 mod disk;

@@ -14,8 +14,9 @@ use crate::records::transcript::Speaker;
 fn every_event_keeps_its_spelling() {
     let asked = r#""id":"i1","tool":"verify","stage":"greeting","arguments":{"name":"Anna"}"#;
     let lines = [
-        r#"{"event":"ring","callSid":"CA1","number":"+4930123456","direction":"browser"}"#,
+        r#"{"event":"ring","callSid":"CA1","number":"+4930123456","direction":"out","to":"+44"}"#,
         r#"{"event":"greeting","from":"default","ms":3,"why":"n8n leaves it to the agent"}"#,
+        r#"{"event":"decided","what":"agent","by":"n8n","stage":"claims","facts":"Anna."}"#,
         r#"{"event":"agent","callId":"7c21","agent":1}"#,
         r#"{"event":"answer","what":"stream","ms":412}"#,
         r#"{"event":"stream","streamSid":"MZ1"}"#,
@@ -43,7 +44,7 @@ fn a_field_that_is_missing_or_odd_is_as_good_as_empty() {
     let read = |event: Value| Event::deserialize(event).ok();
     let odd = json!({"event": "ring", "callSid": "CA1", "number": 7, "direction": {"up": 1}});
     for ring in [odd, json!({"event": "ring", "callSid": "CA1"})] {
-        let Some(Event::Ring { call_sid, number, direction }) = read(ring) else { panic!() };
+        let Some(Event::Ring { call_sid, number, direction, .. }) = read(ring) else { panic!() };
         assert_eq!((&*call_sid, &*number, direction), ("CA1", "", Direction::In));
     }
     let odd = json!({"event": "said", "speaker": "Somebody", "ordinal": -1, "text": "Hello."});

@@ -20,7 +20,7 @@ use crate::toolbox::threads::lock;
 
 fn ring(sid: &str) -> Event {
     let number = "anonymous".to_owned();
-    Event::Ring { call_sid: sid.to_owned(), number, direction: Direction::Out }
+    Event::Ring { call_sid: sid.to_owned(), number, direction: Direction::Out, to: String::new() }
 }
 
 #[test]

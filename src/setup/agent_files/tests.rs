@@ -14,7 +14,7 @@ fn mistakes(agent: &Value, hello: &str) -> Vec<String> {
 /// A slip of the pen, and how the complaint about it must begin.
 type Slip = (fn(&mut Value), &'static str);
 
-const SLIPS: [Slip; 38] = [
+const SLIPS: [Slip; 45] = [
     (|a| take(a, "company_name"), "agent.json  missing field `company_name`"),
     (|a| a["greetings"] = json!("Hi"), "agent.json  unknown field `greetings`"),
     (
@@ -139,6 +139,34 @@ const SLIPS: [Slip; 38] = [
     (
         |a| a["tools"]["go_on"]["enter_stage"]["stage"] = json!("third"),
         "agent.json  tools.go_on enters \"third\", which is no stage",
+    ),
+    (
+        |a| a["numbers"] = json!({"+442079460000": "helo"}),
+        "agent.json  numbers.+442079460000 begins in \"helo\", which is no stage",
+    ),
+    (
+        |a| a["numbers"] = json!({"020 7946 0000": "hello"}),
+        "agent.json  numbers.020 7946 0000 is no number such as +442079460000",
+    ),
+    (
+        |a| a["numbers"] = json!(["+442079460000"]),
+        "agent.json  numbers invalid type: sequence, expected a map",
+    ),
+    (
+        |a| a["numbers"] = json!({"+442079460000": 1}),
+        "agent.json  numbers invalid type: integer `1`, expected a string",
+    ),
+    (
+        |a| a["stages"]["second"]["language"] = json!("de"),
+        "agent.json  stages.second.language is \"de\", without its region: use \"de-DE\"",
+    ),
+    (
+        |a| a["stages"]["second"]["first_message"] = json!("Hello {who}."),
+        "agent.json  stages.second.first_message uses {who}, which is not known",
+    ),
+    (
+        |a| a["stages"]["second"]["first_message"] = json!(7),
+        "agent.json  stages.second.first_message invalid type: integer `7`",
     ),
 ];
 
