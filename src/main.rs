@@ -574,11 +574,9 @@ impl Call {
 // ============================================================================
 //
 // In:       the caller's number, and the one that was called.
-// Wire:     {"route":"1","number":"+4930123456","data":"empty","callSid":"CA9f3c…",
-//            "to":"+4930901820","direction":"in"}                                   to n8n
+// Wire:     {"route":"1","number":"+4930123456","to":"+442079460000","callSid":"CA9f3c…",…} to n8n
 //           {"firstMessage":"Hello Anna, it is good to hear from you again."}        and back
-// Out:      the agent's first sentence, word for word, and the stage in which it begins; or no
-//           agent: the caller is put through to a person, or refused.
+// Out:      the agent's first sentence, word for word, and its stage; or a person, or a refusal.
 // Fails:    never. Whatever n8n answers, or does not, the default greeting is there after 2 s,
 //           and one line in the log says what came back and what to do about it.
 // Not here: waiting on the caller's time. The phone still rings.
@@ -649,11 +647,12 @@ fn decide(call: &Call, decision: &Decision) -> Result<(), EndedBy> {
         return Err(EndedBy::Refused);
     }
     if decision.transfer {
-        if call.bridge.calls.put_through(&call.bridge.config, &call.sid).is_some() {
+        let may_ring = call.direction == Direction::In;
+        if may_ring && call.bridge.calls.put_through(&call.bridge.config, &call.sid).is_some() {
             note("transfer", "n8n", "", &decision.facts);
             return Err(EndedBy::Transferred);
         }
-        log!(call, Warn, Greeting, "n8n: transfer, but there is no person free (FALLBACK_NUMBER)");
+        log!(call, Warn, Greeting, "n8n: transfer, but nobody can be rung (FALLBACK_NUMBER)");
     }
     let mut state = lock(&call.state);
     let by = match &decision.stage {
@@ -661,7 +660,7 @@ fn decide(call: &Call, decision: &Decision) -> Result<(), EndedBy> {
         None if call.files.numbers.get(&call.to) == Some(&state.stage) => "numbers",
         None => "default",
     };
-    state.stage = decision.stage.clone().unwrap_or_else(|| state.stage.clone());
+    decision.stage.iter().for_each(|stage| state.stage.clone_from(stage));
     if !decision.facts.is_empty() {
         state.facts.clone_from(&decision.facts);
     }
@@ -703,10 +702,9 @@ fn connect_to_agent(call: &Arc<Call>, line: LineInUse, opening: &Opening) -> Ans
         call.journal.note_failure(Step::Agent, failure, "");
         return without_agent(call, EndedBy::NoAgent);
     }
-    let rang_for = call.rang.elapsed();
-    let ms = millis(rang_for);
+    let ms = millis(call.rang.elapsed());
     if !matches!(opening, Opening::GoOn(_)) {
-        ANSWER_TIME.of(&[]).observe(rang_for);
+        ANSWER_TIME.of(&[]).observe(call.rang.elapsed());
     }
     log!(call, Info, Answer, "connecting to our Media Stream, {ms} ms after it rang"; ms);
     call.settle_answer(Answer::Stream { token: call.new_token() })

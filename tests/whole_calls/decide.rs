@@ -197,7 +197,7 @@ fn an_answer_that_makes_no_sense_is_named_and_the_call_goes_on() -> Outcome {
         (json!({"firstMessage": 5, "stage": "shop"}), "200 with no text named firstMessage"),
         (json!({"facts": "x".repeat(1_000_000)}), "the default greeting is used"),
         // Nobody is there to be put through to.
-        (json!({"transfer": true}), "n8n: transfer, but there is no person free (FALLBACK_NUMBER)"),
+        (json!({"transfer": true}), "n8n: transfer, but nobody can be rung (FALLBACK_NUMBER)"),
     ] {
         let before = world.bridge.log().len();
         n8n_says(&world, &answer);
@@ -259,6 +259,25 @@ fn a_person_takes_the_call_at_once() -> Outcome {
     world.bridge.wait_for_log("nothing was said, so there is no transcript to file")?;
     assert_eq!(noted(&world, &ringing.call_sid, "end")?["endedBy"], "Transferred");
     assert_eq!(world.ultravox.requests(), 0);
+    Ok(())
+}
+
+/// The page's phone rings nobody, and its owner learns what n8n has decided.
+#[test]
+fn a_test_call_is_decided_too() -> Outcome {
+    let agents = three_agents()?;
+    let world = builder(&agents).setting("FALLBACK_NUMBER", COLLEAGUE).start()?;
+    let login = format!("Bearer {TOKEN}");
+    let headers = [("Authorization", login.as_str()), ("Content-Type", "application/json")];
+    let test_call = || world.request("POST", "/browser-call", &headers, b"{}");
+    n8n_says(&world, &json!({"transfer": true, "facts": "A test."}));
+    assert_eq!(test_call()?.status, 200);
+    let agent = world.ultravox.next_call(PATIENCE)?;
+    assert_eq!(prompt_of(&agent), "You are Sam. Known: [A test.]");
+    world.bridge.wait_for_log("n8n: transfer, but nobody can be rung")?;
+    n8n_says(&world, &json!({"refuse": true}));
+    let refused = test_call()?;
+    assert_eq!((refused.status, &refused.json()["error"]), (503, &json!("n8n refuses this call.")));
     Ok(())
 }
 

@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::demo::{
-    self, BOOKED, CORPUS_ID, FIRST_MESSAGE, FRAME_BYTES, Heard, Marks, PATIENCE, Reply, Trouble,
-    Twiml, World, WorldBuilder, pcm_of, tool_names, tools_objection, voice,
+    self, BOOKED, CORPUS_ID, FIRST_MESSAGE, FRAME_BYTES, Heard, Marks, OUR_NUMBER, PATIENCE, Reply,
+    Trouble, Twiml, World, WorldBuilder, pcm_of, tool_names, tools_objection, voice,
 };
 use crate::{CALLER, Call, DEFAULT_GREETING, Outcome, connect, greeting_of, wishes};
 
@@ -275,8 +275,8 @@ fn n8n_is_asked_who_is_calling_in_the_agreed_words() -> Outcome {
     let ringing = world.ring(CALLER)?;
     let asked = world.n8n.wait_for("1", 1, PATIENCE)?;
     let asked = asked.first().ok_or("n8n was not asked")?;
-    let wanted =
-        json!({"route": "1", "number": CALLER, "data": "empty", "callSid": ringing.call_sid});
+    let wanted = json!({"route": "1", "number": CALLER, "data": "empty", "callSid": ringing.call_sid,
+        "to": OUR_NUMBER, "direction": "in", "stirVerstat": "TN-Validation-Passed-A"});
     assert_eq!(asked.json, wanted);
     assert_eq!(asked.header("content-type"), Some("application/json"));
     assert_eq!(asked.header("x-callbridge-signature"), None);

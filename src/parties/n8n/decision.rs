@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use crate::parties::n8n::reply::{N8nReply, n8n_refusal, understand_reply};
 use crate::setup::agent::Agent;
-use crate::toolbox::failure::{Failure, Party};
+use crate::toolbox::failure::Failure;
 use crate::toolbox::text::cut;
 
 /// A greeting. A longer one is a mistake in the workflow, and the default is used.
@@ -49,7 +49,7 @@ pub(crate) fn read_decision(reply: &N8nReply, agent: &Agent) -> Result<Decision,
     let decides = DECIDES.iter().any(|key| fields.get(key).is_some());
     let mut decision = Decision::default();
     match read_first_message(reply, fields) {
-        Ok(text) => decision.first_message = text,
+        Ok(text) => decision.greet_with(text),
         Err(failure) if !decides || n8n_refusal(reply).is_some() => return Err(failure),
         Err(_) if fields.get("firstMessage").is_none() => {}
         Err(failure) => decision.oddities.push(failure.to_string()),
@@ -70,15 +70,22 @@ fn read_first_message(reply: &N8nReply, fields: &Value) -> Result<Option<String>
     if n8n_refusal(reply).is_none() && fields.get("firstMessage").is_some_and(Value::is_null) {
         return Ok(None);
     }
-    let text = understand_reply(reply, "firstMessage")?;
-    if text.chars().count() > GREETING_CHARS_MAX {
-        let what = format!("a greeting of more than {GREETING_CHARS_MAX} characters");
-        return Err(Failure::new(Party::N8n, what));
-    }
-    Ok(Some(text))
+    understand_reply(reply, "firstMessage").map(Some)
 }
 
 impl Decision {
+    fn greet_with(&mut self, text: Option<String>) {
+        let length = text.as_ref().map_or(0, |text| text.chars().count());
+        if length > GREETING_CHARS_MAX {
+            let most = GREETING_CHARS_MAX;
+            self.oddities.push(format!(
+                "firstMessage has {length} characters, which is more than {most} characters"
+            ));
+        } else {
+            self.first_message = text;
+        }
+    }
+
     fn flag(&mut self, fields: &Value, key: &str) -> bool {
         match fields.get(key) {
             None | Some(Value::Null) => false,

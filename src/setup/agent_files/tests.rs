@@ -274,6 +274,23 @@ fn rename(object: &mut Value, from: &str, to: &str) {
 }
 
 #[test]
+fn the_docs_show_several_agents_that_are_accepted() {
+    let docs = include_str!("../../../docs/agent-files.md");
+    let section = docs.split("## Several numbers, several agents").nth(1).unwrap();
+    let shown = section.split("```json\n").nth(1).and_then(|rest| rest.split("```").next());
+    let shown: Value = serde_json::from_str(&format!("{{{}}}", shown.unwrap())).unwrap();
+    let mut agent: Value = serde_json::from_str(include_str!("../../init/agent.json")).unwrap();
+    agent["first_stage"] = json!("reception");
+    (agent["stages"], agent["numbers"]) = (shown["stages"].clone(), shown["numbers"].clone());
+    let read = |name: &str| if name == "agent.json" { agent.to_string() } else { "Hi.".to_owned() };
+    let agent = Agent::from_files(&|name| Ok(read(name))).map_err(|mistakes| mistakes.join("\n"));
+    let entries = agent.as_ref().map(Agent::entries);
+    let wanted =
+        [("reception", vec![]), ("berlin", vec!["+4930901821"]), ("claims", vec!["+442079460001"])];
+    assert_eq!(entries.map_err(String::as_str), Ok(wanted.to_vec()));
+}
+
+#[test]
 fn all_slips_are_named_at_once() {
     let mut agent = small_agent();
     let slips = [8, 11, 24, 26, 33, 34, 35];

@@ -76,7 +76,10 @@ fn what_is_too_long_is_cut_or_left_out() {
     assert_eq!(decided(&json!({"facts": "ü".repeat(4_000)})).oddities, [""; 0]);
     let decision = decided(&json!({"firstMessage": "x".repeat(2_001), "stage": "main_convo"}));
     assert_eq!((decision.first_message, decision.stage.as_deref()), (None, Some("main_convo")));
-    assert_eq!(decision.oddities, ["n8n: a greeting of more than 2000 characters"]);
+    assert_eq!(
+        decision.oddities,
+        ["firstMessage has 2001 characters, which is more than 2000 characters"]
+    );
     let long = decided(&json!({"stage": "x".repeat(10_000), "transfer": vec![1; 10_000]}));
     assert!(long.oddities.iter().all(|oddity| oddity.len() < 120), "{:?}", long.oddities);
 }
