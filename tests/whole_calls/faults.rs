@@ -1075,6 +1075,7 @@ fn a_call_that_nobody_takes_up_is_filed_as_it_is() -> Outcome {
 fn a_call_taken_up_is_not_filed_without_its_second_half() -> Outcome {
     let world = builder().start()?;
     let call = connect_and_talk(&world)?;
+    written(&world, &call.ringing.call_sid, &call.agent)?;
     world.bridge.restart()?;
     let again = take_up(&world, &call.ringing)?;
     caller_hears(&again.phone, &again.agent, "Where were we?", 8)?;
