@@ -45,6 +45,10 @@ pub(crate) fn mermaid(agent: &Agent) -> String {
         stages.iter().enumerate().map(|(number, stage)| (*stage, number)).collect();
     let mut nodes =
         vec!["flowchart TD".to_owned(), "    caller([\"a call comes in\"]) --> s0".into()];
+    nodes.extend(agent.entries().iter().skip(1).map(|(stage, numbers)| {
+        let to = number.get(stage).copied().unwrap_or_default();
+        format!("    caller -->|\"{}\"| s{to}", quoted(&entry(numbers)))
+    }));
     let mut lines = Vec::new();
     let (mut ends, mut people) = (false, Vec::new());
     for stage in &stages {
@@ -100,7 +104,12 @@ pub(crate) fn plain(agent: &Agent) -> String {
         if !lines.is_empty() {
             lines.push(String::new());
         }
-        let first = if stage == agent.first_stage { " (first stage)" } else { "" };
+        let is_it = |(entry, _): &&(&str, _)| *entry == stage;
+        let first = match agent.entries().iter().find(is_it) {
+            Some(_) if stage == agent.first_stage => " (first stage)".to_owned(),
+            Some((_, numbers)) => format!(" (calls that come in: {})", entry(numbers)),
+            None => String::new(),
+        };
         lines.push(format!("{}{first}: {}", one_line(stage), speaker(agent, stage)));
         for (name, tool) in tools_of(agent, stage) {
             lines.push(format!("  {name:widest$}  {}", what(agent, tool)));
@@ -109,9 +118,14 @@ pub(crate) fn plain(agent: &Agent) -> String {
     lines.join("\n") + "\n"
 }
 
-/// From the first stage on, in the order in which its tools lead to the others.
+/// Which calls begin there.
+fn entry(numbers: &[&str]) -> String {
+    if numbers.is_empty() { "where n8n says so".to_owned() } else { numbers.join(", ") }
+}
+
+/// From those where calls begin, in the order in which their tools lead to the others.
 fn in_order(agent: &Agent) -> Vec<&str> {
-    let mut stages = vec![agent.first_stage.as_str()];
+    let mut stages: Vec<&str> = agent.entries().into_iter().map(|(stage, _)| stage).collect();
     let mut next = 0;
     while let Some(stage) = stages.get(next).copied() {
         for (_, tool) in tools_of(agent, stage) {

@@ -14,7 +14,7 @@
 //! # The call, in nine steps
 //!
 //! 1. **Ring** - Twilio posts `/incoming-call`; its signature is checked.
-//! 2. **Greeting** - n8n is asked, by the caller's number, for a personal first message.
+//! 2. **Greeting** - n8n is asked, by the caller's number, for a first message, and who takes it.
 //! 3. **Agent** - an Ultravox call is created with the first stage's prompt, voice and tools,
 //!    and joined at once.
 //! 4. **Answer** - `TwiML` goes back: "connect this call to our Media Stream", with a token that
@@ -60,7 +60,7 @@
 //!
 //! ```text
 //! main.rs       the call: serve, route, Bridge, Call, steps 1 to 9
-//! around/       answer, mend, shutdown, ready
+//! around/       answer, mend, placeholders, ready, shutdown, webhook
 //! owner/        access, calls, health, lines, metrics, orders, outgoing,
 //!               page, phone
 //! check/  demo/  diagram.rs  forget.rs  init.rs  outbox.rs  workflow.rs   other commands
@@ -69,7 +69,8 @@
 //! parties/      twilio, ultravox, n8n, standing
 //! records/      delivery, ended_by, event, index, journal, outbox, past, report, tally, tap,
 //!               transcript, writer
-//! setup/        settings, values, dot_env, agent, agent_files, agent_in_force, start_lines, stop
+//! setup/        settings, values, dot_env, agent, agent_files, agent_in_force, agent_links,
+//!               start_lines, stop
 //! door/         head, health, inner, lobby, reply, request
 //! toolbox/      socket, dial, sound, http, log, metrics, failure, text, random, threads, time,
 //!               waiting
@@ -98,7 +99,7 @@
 //!
 //! # Left out
 //!
-//! One agent for every number, no recording, no resampling (both sides speak
+//! No recording, no resampling (both sides speak
 //! 8 kHz). Such places are marked with the word *Simplification* below.
 
 use std::collections::HashSet;
@@ -122,21 +123,19 @@ use tungstenite::protocol::frame::coding::CloseCode;
 use crate::around::mend::{another_stream, note_accepted, resume_agent, rings_again, take_up};
 use crate::around::ready::{Readiness, keep_ready, ready};
 use crate::around::shutdown::{Phase, await_end};
+use crate::around::webhook::from_twilio;
 use crate::door::health::Identity;
-use crate::door::reply::{Reply, header, read_body};
+use crate::door::reply::Reply;
 use crate::door::{Hall, Visitor};
 use crate::owner::lines::{Admission, Calls, LineInUse, NoLine};
 use crate::owner::outgoing::{Order, Ringing};
 use crate::parties::n8n::answered::Answered;
-use crate::parties::n8n::{N8n, Question};
-use crate::parties::standing::twilio_has_called;
+use crate::parties::n8n::decision::Decision;
+use crate::parties::n8n::{N8n, Question, Ring};
 use crate::parties::twilio::keys::Keys;
 use crate::parties::twilio::messages::FromTwilio;
 use crate::parties::twilio::stream::{self, CallerLeg};
-use crate::parties::twilio::{
-    Form, OUTGOING, REASON, SHARED_KEY, TWILIO_WEBHOOK, caller, is_final, is_sid, not_in_use, twiml,
-};
-use crate::parties::twilio::{signature_is_valid, why_invalid};
+use crate::parties::twilio::{Form, OUTGOING, REASON, TWILIO_WEBHOOK, caller, is_final, twiml};
 use crate::parties::ultravox::body::{self, NewCall, Opening};
 use crate::parties::ultravox::leg::{AgentLeg, FromAgent, GOODBYE};
 use crate::parties::ultravox::tool::{Invocation, ToolResult};
@@ -358,41 +357,6 @@ fn route(bridge: &'static Bridge, request: &mut tiny_http::Request) -> Reply {
 // Fails:    403 without Twilio's signature, 400 without a call's id; all lines busy is a sentence.
 // Not here: trust in the caller's number. It is text from outside: a name, a word, or nothing.
 
-/// Every request of Twilio's comes through here: a form, signed.
-fn from_twilio(
-    bridge: &'static Bridge,
-    request: &mut tiny_http::Request,
-    handle: fn(&'static Bridge, &Form) -> Reply,
-) -> Reply {
-    if bridge.config.is_local {
-        return not_in_use(request.url());
-    }
-    let body = match read_body(request) {
-        Ok(body) => body,
-        Err(reply) => return reply,
-    };
-    let mut form = Form::parse(&body);
-    if let Some(token) = &bridge.config.twilio_auth_token {
-        let signature = header(request, "X-Twilio-Signature");
-        let url = format!("{}{}", bridge.config.public_url, request.url());
-        let own = format!("{}{}", bridge.config.own_url(), request.url());
-        if ![&url, &own].iter().any(|url| signature_is_valid(token, url, &form, signature)) {
-            let why = why_invalid(signature, header(request, SHARED_KEY));
-            log_refusal("signature", format_args!("{url}: {why}"));
-            twilio_has_called(signature, false);
-            return Reply::text(403, "the signature is missing or wrong");
-        }
-    }
-    form.add_our_own(request.url());
-    if !is_sid("CA", form.get("CallSid")) {
-        let why = "CallSid is missing or malformed";
-        log_refusal("call_sid", format_args!("{}: {why}", request.url()));
-        return Reply::text(400, why);
-    }
-    twilio_has_called("", true);
-    handle(bridge, &form)
-}
-
 fn incoming_call(bridge: &'static Bridge, form: &Form) -> Reply {
     let sid = form.get("CallSid");
     let order = bridge.ringing.take(form.get(OUTGOING));
@@ -402,8 +366,8 @@ fn incoming_call(bridge: &'static Bridge, form: &Form) -> Reply {
         None => (Direction::In, caller(form.get("From"))),
     };
     let wire = format!("POST /incoming-call\nX-Twilio-Signature: ***\n\n{}", form.redacted());
-    let to = form.get("To");
-    let incoming = IncomingCall { sid, number, to, direction, order, wire };
+    let (to, stir_verstat) = (form.get("To"), form.get("StirVerstat"));
+    let incoming = IncomingCall { sid, number, to, stir_verstat, direction, order, wire };
     Reply::twiml(take_call(bridge, &incoming).twiml(bridge))
 }
 
@@ -414,6 +378,7 @@ struct IncomingCall<'a> {
     number: &'a str,
     /// The number that was called.
     to: &'a str,
+    stir_verstat: &'a str,
     direction: Direction,
     /// Of a call that goes out, unless an earlier process has made it.
     order: Option<Order>,
@@ -423,7 +388,7 @@ struct IncomingCall<'a> {
 
 /// Steps 1 to 4 of a new call.
 fn take_call(bridge: &'static Bridge, incoming: &IncomingCall) -> Answer {
-    let IncomingCall { sid, number, to, direction, wire, .. } = incoming;
+    let IncomingCall { sid, number, direction, wire, .. } = incoming;
     if let Some(answer) = rings_again(bridge, incoming) {
         return answer;
     }
@@ -451,11 +416,10 @@ fn take_call(bridge: &'static Bridge, incoming: &IncomingCall) -> Answer {
     };
     let does = if *direction == Direction::Out { "has picked up" } else { "is calling" };
     log!(call, Info, Ring, "{} {does}", shorten_number(number));
-    let (call_sid, number, to) = (call.sid.clone(), call.number.clone(), (*to).to_owned());
+    let (call_sid, number, to) = (call.sid.clone(), call.number.clone(), call.to.clone());
     call.journal.note(&Event::Ring { call_sid, number, direction: *direction, to });
     call.tap.show(Exhibit::Ring, || wire.clone());
-    let opening = first_words(&call, incoming.first_message());
-    connect_to_agent(&call, line, &opening)
+    begin(&call, line, incoming.first_message())
 }
 
 /// One call, from ring to transcript. Its two threads and its tools share it.
@@ -465,6 +429,8 @@ struct Call {
     files: Arc<Agent>,
     sid: String,
     number: String,
+    to: String,
+    stir_verstat: String,
     direction: Direction,
     rang: Instant,
     /// The same moment, by the calendar.
@@ -497,6 +463,8 @@ struct CallState {
     ends_by: Option<Instant>,
     caller: Option<Arc<CallerLeg>>,
     stage: String,
+    /// What n8n knows about the caller, for the prompts.
+    facts: String,
     /// Since its first stream opened, until the agent's first sound.
     silent_since: Option<Instant>,
     /// The mark behind the agent's last word came back.
@@ -525,13 +493,18 @@ impl CallState {
 impl Call {
     fn new(bridge: &'static Bridge, incoming: &IncomingCall) -> Call {
         let files = bridge.agent.get();
-        let state = CallState { stage: files.first_stage.clone(), ..CallState::default() };
+        let by_number =
+            files.numbers.get(incoming.to).filter(|_| incoming.direction == Direction::In);
+        let begins_in = by_number.unwrap_or(&files.first_stage).clone();
+        let state = CallState { stage: begins_in, ..CallState::default() };
         let journal = incoming.journal(bridge);
         Call {
             bridge,
             files,
             sid: incoming.sid.to_owned(),
             number: incoming.number.to_owned(),
+            to: incoming.to.to_owned(),
+            stir_verstat: incoming.stir_verstat.to_owned(),
             direction: incoming.direction,
             rang: Instant::now(),
             began: Timestamp::now(),
@@ -554,9 +527,13 @@ impl Call {
         answer.unwrap_or_else(|| cannot_serve(self.bridge, &self.sid, &self.files.phrases.apology))
     }
 
-    fn settle_answer(&self, answer: &Answer) {
+    fn settle_answer(&self, answer: Answer) -> Answer {
+        let ms = millis(self.rang.elapsed());
+        self.journal.note(&Event::Answer { what: answer.word().into(), ms });
+        self.tap.show(Exhibit::Answer, || answer.redacted(self.bridge));
         lock(&self.state).answer = Some(answer.clone());
         self.changed.notify_all();
+        answer
     }
 }
 
@@ -564,10 +541,10 @@ impl Call {
 // 2. Greeting: n8n is asked who is calling
 // ============================================================================
 //
-// In:       the caller's number.
-// Wire:     {"route":"1","number":"+4930123456","data":"empty","callSid":"CA9f3c…"}  to n8n
+// In:       the caller's number, and the one that was called.
+// Wire:     {"route":"1","number":"+4930123456","to":"+442079460000","callSid":"CA9f3c…",…} to n8n
 //           {"firstMessage":"Hello Anna, it is good to hear from you again."}        and back
-// Out:      the agent's first sentence, word for word.
+// Out:      the agent's first sentence, word for word, and its stage; or a person, or a refusal.
 // Fails:    never. Whatever n8n answers, or does not, the default greeting is there after 2 s,
 //           and one line in the log says what came back and what to do about it.
 // Not here: waiting on the caller's time. The phone still rings.
@@ -580,41 +557,86 @@ const _: () = assert!(
     "the webhook must be answered before Twilio gives up"
 );
 
-/// `ordered` is empty unless the call goes out, and whoever ordered it has said what to open with.
-fn first_words(call: &Call, ordered: &str) -> Opening {
-    match call.direction {
-        Direction::In | Direction::Browser => Opening::Greet(greeting(call)),
-        Direction::Out => Opening::WeCalled(ordered_greeting(call, ordered)),
+/// Steps 2 to 4. `ordered` is empty unless the call goes out, and whoever ordered it has said what
+/// to open with.
+fn begin(call: &Arc<Call>, line: LineInUse, ordered: &str) -> Answer {
+    let opening = match call.direction {
+        Direction::In | Direction::Browser => greeting(call).map(Opening::Greet),
+        Direction::Out => Ok(Opening::WeCalled(ordered_greeting(call, ordered))),
+    };
+    match opening {
+        Ok(opening) => connect_to_agent(call, line, &opening),
+        Err(how) => without_agent(call, how),
     }
 }
 
-fn greeting(call: &Call) -> String {
-    if call.bridge.config.n8n_webhook_url.is_none() {
-        log!(call, Info, Greeting, "the default greeting (no n8n)");
-        note_greeting(call, "default", 0, "N8N_WEBHOOK_URL is not set");
-        return call.default_greeting();
-    }
+/// An error: n8n wants no agent to take this call. It ends like that.
+fn greeting(call: &Call) -> Result<String, EndedBy> {
+    let Call { sid, number, to, direction, stir_verstat, .. } = call;
     let began = Instant::now();
-    let n8n = &call.bridge.n8n;
-    let found = n8n.greeting(&call.sid, &call.number, LOOKUP_WITHIN, &call.tap);
+    let found = call.bridge.config.n8n_webhook_url.is_some().then(|| {
+        let ring = Ring { sid, number, to, direction: *direction, stir_verstat };
+        call.bridge.n8n.ring(&ring, &call.files, LOOKUP_WITHIN, &call.tap)
+    });
     let ms = millis(began.elapsed());
-    let (from, why, text) = match found {
-        Ok(Some(text)) => {
-            log!(call, Info, Greeting, "n8n answered after {ms} ms"; ms);
-            ("n8n", String::new(), text)
+    let (decision, why) = match found {
+        None => {
+            log!(call, Info, Greeting, "the default greeting (no n8n)");
+            (Decision::default(), "N8N_WEBHOOK_URL is not set".to_owned())
         }
-        Ok(None) => {
-            log!(call, Info, Greeting, "n8n leaves the greeting to the agent (firstMessage: null)");
-            ("default", "n8n leaves it to the agent".to_owned(), call.default_greeting())
+        Some(Ok(decision)) => {
+            let has_words = decision.first_message.is_some();
+            let rest = if has_words { "" } else { ", and leaves the greeting to the agent" };
+            log!(call, Info, Greeting, "n8n answered after {ms} ms{rest}"; ms);
+            (decision, "n8n leaves it to the agent".to_owned())
         }
-        Err(failure) => {
+        Some(Err(failure)) => {
             log!(call, Warn, Greeting, "{failure}; the default greeting is used");
             call.journal.note_failure(Step::Greeting, &failure, "");
-            ("default", failure.to_string(), call.default_greeting())
+            (Decision::default(), failure.to_string())
         }
     };
-    note_greeting(call, from, ms, &why);
-    text
+    decide(call, &decision)?;
+    let from = if decision.first_message.is_some() { ("n8n", "") } else { ("default", &*why) };
+    note_greeting(call, from.0, ms, from.1);
+    Ok(decision.first_message.unwrap_or_else(|| call.default_greeting()))
+}
+
+/// To refuse comes before a person, and a person before an agent. n8n's stage comes before the one
+/// of the number that was called, in which the call is from its beginning.
+fn decide(call: &Call, decision: &Decision) -> Result<(), EndedBy> {
+    let note = |what: &str, by: &str, stage: &str, facts: &str| {
+        log!(call, Info, Greeting, "{by} decides: {what} {stage}"; by, what, stage);
+        let (what, by, stage) = (what.into(), by.into(), stage.into());
+        call.journal.note(&Event::Decided { what, by, stage, facts: facts.into() });
+    };
+    if decision.refuse {
+        note("refuse", "n8n", "", "");
+        return Err(EndedBy::Refused);
+    }
+    if decision.transfer {
+        let config = &call.bridge.config;
+        let may_ring = call.direction == Direction::In && config.fallback_number.is_some();
+        if may_ring && call.bridge.calls.put_through(config, &call.sid) {
+            note("transfer", "n8n", "", &decision.facts);
+            return Err(EndedBy::Transferred);
+        }
+        log!(call, Warn, Greeting, "n8n: transfer, but nobody can be rung (FALLBACK_NUMBER)");
+    }
+    let mut state = lock(&call.state);
+    let by = match &decision.stage {
+        Some(_) => "n8n",
+        None if call.files.numbers.get(&call.to) == Some(&state.stage) => "numbers",
+        None => "default",
+    };
+    decision.stage.iter().for_each(|stage| state.stage.clone_from(stage));
+    if !decision.facts.is_empty() {
+        state.facts.clone_from(&decision.facts);
+    }
+    if by != "default" || !state.facts.is_empty() {
+        note("agent", by, &state.stage, &state.facts);
+    }
+    Ok(())
 }
 
 fn ordered_greeting(call: &Call, first_message: &str) -> String {
@@ -628,30 +650,6 @@ fn ordered_greeting(call: &Call, first_message: &str) -> String {
 
 fn note_greeting(call: &Call, from: &str, ms: u64, why: &str) {
     call.journal.note(&Event::Greeting { from: from.into(), ms, why: why.into() });
-}
-
-impl Call {
-    fn default_greeting(&self) -> String {
-        fill(&self.files.first_message, |name| self.placeholder(name))
-    }
-
-    /// What a placeholder stands for in this call's texts.
-    fn placeholder(&self, name: &str) -> Option<String> {
-        let agent = &self.files;
-        match name {
-            "agent_name" => {
-                let stage = lock(&self.state).stage.clone();
-                let own = agent.stages.get(&stage).and_then(|stage| stage.agent_name.clone());
-                Some(own.unwrap_or_else(|| agent.name.clone()))
-            }
-            "company_name" => Some(agent.company.clone()),
-            "now" => Some(jiff::Zoned::now().strftime("%A, %-d %B %Y, %H:%M (%Z)").to_string()),
-            // A caller's "number" may be any text; what is not a number must not talk to the model.
-            "caller_number" if is_e164(&self.number) => Some(self.number.clone()),
-            "caller_number" => Some("withheld".into()),
-            _ => None,
-        }
-    }
 }
 
 // ============================================================================
@@ -669,36 +667,37 @@ impl Call {
 /// Steps 3 and 4, for a new call and for one that is taken up again.
 fn connect_to_agent(call: &Arc<Call>, line: LineInUse, opening: &Opening) -> Answer {
     let began = Instant::now();
-    let (ready, line) = match join_agent(call, opening, began + AGENT_WITHIN) {
-        Ok(agent) => (start_conversation(call, line, &agent, began), None),
-        Err(failure) => (Err(failure), Some(line)),
+    let ready = match join_agent(call, opening, began + AGENT_WITHIN) {
+        Ok(agent) => start_conversation(call, line, &agent, began).map_err(|why| (why, None)),
+        // The line is given back when the call is filed: until then a repeat finds the call.
+        Err(failure) => Err((failure, Some(line))),
     };
-    let rang_for = call.rang.elapsed();
-    let ms = millis(rang_for);
-    let answer = match &ready {
-        Ok(()) => {
-            if !matches!(opening, Opening::GoOn(_)) {
-                ANSWER_TIME.of(&[]).observe(rang_for);
-            }
-            log!(call, Info, Answer, "connecting to our Media Stream, {ms} ms after it rang"; ms);
-            Answer::Stream { token: call.new_token() }
+    if let Err((failure, _line)) = ready {
+        if call.is_over() {
+            after(call);
+            return call.settle_answer(Answer::HangUp);
         }
-        Err(_) if call.is_over() => Answer::HangUp,
-        Err(failure) => {
-            log!(call, Error, Agent, "{failure}");
-            call.journal.note_failure(Step::Agent, failure, "");
-            call.hang_up(EndedBy::NoAgent);
-            cannot_serve(call.bridge, &call.sid, &call.files.phrases.apology)
-        }
-    };
-    call.journal.note(&Event::Answer { what: answer.word().into(), ms });
-    call.tap.show(Exhibit::Answer, || answer.redacted(call.bridge));
-    if ready.is_err() {
-        after(call);
+        log!(call, Error, Agent, "{failure}");
+        call.journal.note_failure(Step::Agent, failure, "");
+        return without_agent(call, EndedBy::NoAgent);
     }
-    call.settle_answer(&answer);
-    // Not before: until then a repeat of the question finds the call.
-    drop(line);
+    let ms = millis(call.rang.elapsed());
+    if !matches!(opening, Opening::GoOn(_)) {
+        ANSWER_TIME.of(&[]).observe(call.rang.elapsed());
+    }
+    log!(call, Info, Answer, "connecting to our Media Stream, {ms} ms after it rang"; ms);
+    call.settle_answer(Answer::Stream { token: call.new_token() })
+}
+
+/// There is none to be had, or there shall be none. The call ends here.
+fn without_agent(call: &Call, how: EndedBy) -> Answer {
+    call.hang_up(how);
+    let answer = match how {
+        EndedBy::Refused => Answer::Refuse,
+        _ => cannot_serve(call.bridge, &call.sid, &call.files.phrases.apology),
+    };
+    let answer = call.settle_answer(answer);
+    after(call);
     answer
 }
 
@@ -907,6 +906,8 @@ enum Answer {
     Transfer(Transfer),
     /// Say this, then hang up.
     Sentence(String),
+    /// Do not answer it.
+    Refuse,
     HangUp,
 }
 
@@ -1647,6 +1648,7 @@ fn after_the_agent(bridge: &Bridge, sid: &str, how: EndedBy, transfer: Option<Tr
     let agent = bridge.agent.get();
     let apology = &agent.phrases.apology;
     match how {
+        EndedBy::Refused => Answer::Refuse,
         EndedBy::Transferred => match transfer.filter(|transfer| is_e164(&transfer.number)) {
             Some(transfer) if bridge.calls.put_through(&bridge.config, sid) => {
                 Answer::Transfer(transfer)

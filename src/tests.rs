@@ -88,7 +88,8 @@ fn an_incoming_call() -> IncomingCall<'static> {
     IncomingCall {
         sid: "CA1",
         number: "+4930123456",
-        to: "",
+        to: "+442079460000",
+        stir_verstat: "",
         direction: Direction::In,
         order: None,
         wire: String::new(),

@@ -575,7 +575,25 @@ fn what_is_wrong_at_n8n() -> Outcome {
     of_length(2_000)?.names("ok", "n8n", "webhook", "greets with", "");
     let report = of_length(2_001)?;
     assert_eq!(report.status, Some(0), "{}", report.text);
-    report.names("warning", "n8n", "webhook", "2001 characters", "make firstMessage shorter");
+    report.names("warning", "n8n", "webhook", "firstMessage has 2001 characters", "route 1");
+    for (answer, what) in [
+        (json!({"stage": "bok", "transfer": 1}), "transfer is 1, which is neither true nor false"),
+        (json!({"stage": "bok"}), "the agent has no stage \"bok\""),
+        (json!({"refuse": true, "stage": "main_convo"}), "stage counts for nothing beside refuse"),
+    ] {
+        house.world.n8n.set_reply("1", Reply::json(200, &answer));
+        let report = house.look(&[])?;
+        assert_eq!(report.status, Some(0), "{}", report.text);
+        report.names("warning", "n8n", "webhook", what, "correct the answer to route 1");
+    }
+    for (answer, what) in [
+        (json!({"refuse": true}), "refuses the call"),
+        (json!({"transfer": true}), "wants a person"),
+        (json!({"stage": "main_convo"}), "leaves the greeting to the agent"),
+    ] {
+        house.world.n8n.set_reply("1", Reply::json(200, &answer));
+        house.look(&[])?.names("ok", "n8n", "webhook", what, "");
+    }
     let late =
         Reply::json(200, &json!({"firstMessage": "Hello."})).after(Duration::from_millis(2_100));
     house.world.n8n.set_reply("1", late);

@@ -15,6 +15,7 @@ impl Answer {
             Answer::Person(number) => twiml::say_and_dial(config.own_url(), &agent, number),
             Answer::Transfer(transfer) => twiml::transfer(config.own_url(), transfer),
             Answer::Sentence(sentence) => twiml::say_and_hang_up(&agent.language, sentence),
+            Answer::Refuse => twiml::reject(),
             Answer::HangUp => twiml::hang_up(),
         }
     }
@@ -31,6 +32,7 @@ impl Answer {
             Answer::Stream { .. } => "stream",
             Answer::Person(_) | Answer::Transfer(_) => "transfer",
             Answer::Sentence(_) => "apology",
+            Answer::Refuse => "refuse",
             Answer::HangUp => "hangup",
         }
     }

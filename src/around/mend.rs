@@ -21,7 +21,7 @@ use crate::toolbox::metrics::{RESUMES, refused};
 use crate::toolbox::threads::{lock, wait};
 use crate::{
     Answer, Bridge, Call, CallState, IncomingCall, LINE_BROKE, NOBODY_ANSWERED, NOT_TAKEN, Opening,
-    after_the_agent, cannot_serve, connect_to_agent, first_words, join_agent,
+    after_the_agent, begin, cannot_serve, connect_to_agent, join_agent,
 };
 
 /// Streams of one call. One more, and the caller hears the apology: something cuts them all.
@@ -65,8 +65,8 @@ pub(crate) fn rings_again(bridge: &'static Bridge, incoming: &IncomingCall) -> O
     let (sid, is_ours) = (incoming.sid, incoming.order.is_some());
     let answer = match bridge.calls.how_it_ended(sid) {
         // Its caller is still to hear why.
-        Some((EndedBy::NoAgent, _)) => {
-            return Some(cannot_serve(bridge, sid, &bridge.agent.get().phrases.apology));
+        Some((how @ (EndedBy::NoAgent | EndedBy::Refused), _)) => {
+            return Some(after_the_agent(bridge, sid, how, None));
         }
         Some(_) => Answer::HangUp,
         None if is_ours || bridge.calls.find(sid).is_some() || !bridge.journals.knows(sid) => {
@@ -114,8 +114,8 @@ pub(crate) fn take_up(bridge: &'static Bridge, sid: &str, what_happened: &'stati
             return sorry(&phrases.apology);
         }
     };
-    if past.ended_by.is_some() {
-        return Answer::HangUp;
+    if let Some(how) = past.ended_by {
+        return if how == EndedBy::Refused { Answer::Refuse } else { Answer::HangUp };
     }
     if past.transfer.is_some() && what_happened == LINE_BROKE {
         return after_the_agent(bridge, sid, EndedBy::Transferred, past.transfer);
@@ -127,12 +127,12 @@ pub(crate) fn take_up(bridge: &'static Bridge, sid: &str, what_happened: &'stati
             bridge.outbox.forget(sid);
             let after = if what_happened == LINE_BROKE { "process" } else { "transfer" };
             RESUMES.of(&[after]).add();
-            let opening = if was_answered {
-                Opening::GoOn(what_happened)
+            // Whoever came to no person is spoken to by the agent, whatever n8n has decided.
+            if was_answered || what_happened == NOBODY_ANSWERED {
+                connect_to_agent(&call, line, &Opening::GoOn(what_happened))
             } else {
-                first_words(&call, &first_message)
-            };
-            connect_to_agent(&call, line, &opening)
+                begin(&call, line, &first_message)
+            }
         }
         Admission::Known(call) => call.await_answer(),
         Admission::None(NoLine { reason, .. }) => {
@@ -203,7 +203,8 @@ impl Call {
         let incoming = IncomingCall {
             sid: &past.sid,
             number: &past.number,
-            to: "",
+            to: &past.to,
+            stir_verstat: "",
             direction: past.direction,
             order: None,
             wire: String::new(),
@@ -215,6 +216,7 @@ impl Call {
             if call.files.stages.contains_key(&past.stage) {
                 state.stage = past.stage;
             }
+            state.facts = past.facts;
             state.agent_id = past.agent_id;
             state.agents = past.agents;
         }

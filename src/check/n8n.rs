@@ -6,17 +6,18 @@
 
 use std::time::{Duration, Instant};
 
-use serde_json::Map;
-
 use super::STEP_WITHIN;
 use super::http::NoAnswer;
 use super::report::{Finding, Topic};
 use super::setup::Setup;
 use crate::LOOKUP_WITHIN;
-use crate::parties::n8n::reply::read_greeting;
-use crate::parties::n8n::{GREETING_CHARS_MAX, Question};
+use crate::parties::n8n::Ring;
+use crate::parties::n8n::decision::Decision;
+use crate::records::event::Direction;
+use crate::records::tap::Tap;
 use crate::toolbox::failure::Failure;
 use crate::toolbox::random::random_hex;
+use crate::toolbox::text::cut;
 
 /// Nobody has this number (North American numbers 555-0100 to 555-0199 are set aside for fiction).
 const NOBODYS_NUMBER: &str = "+12025550123";
@@ -44,34 +45,27 @@ fn ask(setup: &Setup) -> Finding {
         return WEBHOOK.wrong(what, cure);
     }
     let sid = format!("CAcheck{}", random_hex());
-    let key = format!("{sid}-1");
-    let question = Question {
+    let ring = Ring {
         sid: &sid,
         number: NOBODYS_NUMBER,
-        route: "1",
-        data: "empty",
-        key,
-        report: Map::new(),
+        to: setup.bridge.config.twilio_phone_number.as_deref().unwrap_or_default(),
+        direction: Direction::In,
+        stir_verstat: "",
     };
     let began = Instant::now();
-    let reply = setup.bridge.n8n.ask(&question, STEP_WITHIN, read_greeting);
-    match reply {
-        Ok(greeting) => judge_greeting(greeting.as_deref(), began.elapsed()),
+    let agent = setup.bridge.agent.get();
+    match setup.bridge.n8n.ring(&ring, &agent, STEP_WITHIN, &Tap::closed()) {
+        Ok(decision) => judge(&decision, began.elapsed()),
         Err(failure) => no_greeting(failure),
     }
 }
 
 /// No greeting: n8n leaves it to the agent, as the workflow that comes along does for strangers.
-fn judge_greeting(greeting: Option<&str>, took: Duration) -> Finding {
+fn judge(decision: &Decision, took: Duration) -> Finding {
     let (took, limit) = (took.as_millis(), LOOKUP_WITHIN.as_millis());
-    let length = greeting.map_or(0, |greeting| greeting.chars().count());
-    if length > GREETING_CHARS_MAX {
-        let what =
-            format!("its greeting has {length} characters: too long, so the default is used");
-        let cure = format!(
-            "make firstMessage shorter in the workflow: {GREETING_CHARS_MAX} characters at most"
-        );
-        return WEBHOOK.warning(what, cure);
+    if !decision.oddities.is_empty() {
+        let what = format!("answers what counts for nothing: {}", decision.oddities.join("; "));
+        return WEBHOOK.warning(what, "correct the answer to route 1 in the workflow");
     }
     if took > limit {
         let what = format!(
@@ -81,13 +75,12 @@ fn judge_greeting(greeting: Option<&str>, took: Duration) -> Finding {
         let cure = "make route 1 of the workflow faster (the first call after n8n starts is slow)";
         return WEBHOOK.warning(what, cure);
     }
-    WEBHOOK.ok(match greeting {
-        Some(greeting) => {
-            let begins: String = greeting.chars().take(40).collect();
-            let dots = if length > 40 { "…" } else { "" };
-            format!("greets with \"{begins}{dots}\", after {took} ms")
-        }
-        None => format!("answers after {took} ms, and leaves the greeting to the agent"),
+    let greeting = decision.first_message.as_ref().map(|greeting| cut(greeting, 40));
+    WEBHOOK.ok(match (greeting, decision) {
+        (_, Decision { refuse: true, .. }) => format!("refuses the call, after {took} ms"),
+        (_, Decision { transfer: true, .. }) => format!("wants a person, after {took} ms"),
+        (Some(greeting), _) => format!("greets with \"{greeting}\", after {took} ms"),
+        (None, _) => format!("answers after {took} ms, and leaves the greeting to the agent"),
     })
 }
 

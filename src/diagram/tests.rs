@@ -36,6 +36,34 @@ second: Ada, voice Mark
 }
 
 #[test]
+fn the_diagram_shows_where_calls_begin() {
+    let mut agent = small_agent();
+    agent["stages"]["claims"] = json!({"voice": "Eva", "prompt": "hello.md", "tools": ["bye"]});
+    agent["stages"]["vip"] = agent["stages"]["claims"].clone();
+    agent["stages"]["vip"]["first_message"] = json!("Hello again.");
+    agent["numbers"] = json!({"+442079460001": "claims", "+442079460002": "hello"});
+    let agent = read_agent(&agent.to_string(), HELLO).ok().unwrap();
+    check_diagram(&agent);
+    let diagram = diagram::mermaid(&agent);
+    for line in [
+        "caller([\"a call comes in\"]) --> s0",
+        "caller -->|\"#43;442079460001\"| s1",
+        "caller -->|\"where n8n says so\"| s2",
+        "s1[\"<b>claims</b>",
+        "s2[\"<b>vip</b>",
+    ] {
+        assert!(diagram.contains(&format!("    {line}")), "{line}: {diagram}");
+    }
+    let plain = diagram::plain(&agent);
+    assert!(
+        plain.contains("claims (calls that come in: +442079460001): Ada, voice Eva"),
+        "{plain}"
+    );
+    assert!(plain.contains("vip (calls that come in: where n8n says so): Ada,"), "{plain}");
+    assert!(plain.starts_with("hello (first stage): "), "{plain}");
+}
+
+#[test]
 fn a_diagram_survives_any_name_of_a_stage() {
     let mut agent = small_agent();
     let odd = "end\" ] --> <b>`x`;\n# 1. ü";

@@ -22,7 +22,7 @@ use crate::records::event::Direction;
 use crate::records::index::{Brief, Past, sid_in};
 use crate::records::journal::sid_of;
 use crate::records::past::{JournalSlice, PastCall};
-use crate::records::tally::Failed;
+use crate::records::tally::{Decided, Failed};
 use crate::records::transcript::Utterance;
 use crate::setup::agent::ToolAction;
 use crate::toolbox::threads::lock;
@@ -43,7 +43,11 @@ const SEARCH_BYTES_MAX: u64 = 32 * 1_024 * 1_024;
 struct Summary {
     sid: String,
     number: String,
+    /// The number that was called.
+    to: String,
     direction: Direction,
+    /// None: the call begins in the first stage.
+    decided: Option<Decided>,
     began: Option<String>,
     ended: Option<String>,
     seconds: f64,
@@ -206,7 +210,9 @@ impl Summary {
         Summary {
             sid: call.sid.clone(),
             number: call.number.clone(),
+            to: call.to.clone(),
             direction: call.direction,
+            decided: tally.decided().cloned(),
             began: Some(by_the_calendar(call.began)),
             ended: None,
             seconds: in_seconds(call.rang.elapsed()),
@@ -232,7 +238,9 @@ impl Summary {
         Summary {
             sid: sid_of(&call.path).to_owned(),
             number: past.number.clone(),
+            to: past.to.clone(),
             direction: past.direction,
+            decided: past.tally.decided().cloned(),
             began: past.began.map(by_the_calendar),
             ended: past.ended.map(by_the_calendar),
             seconds: call.seconds(),

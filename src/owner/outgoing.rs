@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::door::reply::Reply;
-use crate::parties::n8n::GREETING_CHARS_MAX;
+use crate::parties::n8n::decision::GREETING_CHARS_MAX;
 use crate::parties::twilio::{is_sid, rest};
 use crate::records::ended_by::EndedBy;
 use crate::records::event::Event;

@@ -25,6 +25,7 @@ pub(crate) fn browser_call(bridge: &'static Bridge, _url: &str, _order: &Value) 
         sid: &sid,
         number: BROWSER,
         to: "",
+        stir_verstat: "",
         direction: Direction::Browser,
         order: None,
         wire: "POST /browser-call\nAuthorization: ***\n\n{}".into(),
@@ -50,6 +51,7 @@ impl Answer {
         match self {
             Answer::Sentence(sentence) => sentence.clone(),
             Answer::Person(_) => bridge.agent.get().phrases.putting_through.clone(),
+            Answer::Refuse => "n8n refuses this call.".to_owned(),
             Answer::Stream { .. } | Answer::Transfer(_) | Answer::HangUp => String::new(),
         }
     }
@@ -58,9 +60,11 @@ impl Answer {
     fn whisper(&self, bridge: &Bridge) -> Option<String> {
         match self {
             Answer::Transfer(transfer) => Some(bridge.agent.get().whisper(&transfer.reason)),
-            Answer::Stream { .. } | Answer::Person(_) | Answer::Sentence(_) | Answer::HangUp => {
-                None
-            }
+            Answer::Stream { .. }
+            | Answer::Person(_)
+            | Answer::Sentence(_)
+            | Answer::Refuse
+            | Answer::HangUp => None,
         }
     }
 
@@ -68,7 +72,11 @@ impl Answer {
     fn stream_path(&self) -> Option<String> {
         match self {
             Answer::Stream { token } => Some(format!("/media-stream/{token}")),
-            Answer::Person(_) | Answer::Transfer(_) | Answer::Sentence(_) | Answer::HangUp => None,
+            Answer::Person(_)
+            | Answer::Transfer(_)
+            | Answer::Sentence(_)
+            | Answer::Refuse
+            | Answer::HangUp => None,
         }
     }
 }

@@ -30,6 +30,8 @@ pub(crate) enum EndedBy {
     Transferred,
     /// An answering machine has picked up our call.
     Machine,
+    /// n8n did not want it to be answered.
+    Refused,
     /// This process was told to stop, and the call did not end by itself in time.
     ShuttingDown,
     /// The process that carried it died, and nobody took the call up again. Stands as well for a
@@ -40,7 +42,7 @@ pub(crate) enum EndedBy {
 
 impl EndedBy {
     #[cfg(test)]
-    pub(crate) const ALL: [EndedBy; 12] = [
+    pub(crate) const ALL: [EndedBy; 13] = [
         EndedBy::NoAgent,
         EndedBy::NeverStreamed,
         EndedBy::CallerLeft,
@@ -51,6 +53,7 @@ impl EndedBy {
         EndedBy::TooLong,
         EndedBy::Transferred,
         EndedBy::Machine,
+        EndedBy::Refused,
         EndedBy::ShuttingDown,
         EndedBy::ProcessDied,
     ];
@@ -71,7 +74,8 @@ impl EndedBy {
             | EndedBy::AgentLeft
             | EndedBy::TooLong
             | EndedBy::Transferred
-            | EndedBy::Machine => false,
+            | EndedBy::Machine
+            | EndedBy::Refused => false,
         }
     }
 }

@@ -57,6 +57,19 @@ pub(crate) enum Event {
     },
     /// 2: `from` is `n8n`, `default` or `order`; `why` says why it is not n8n's.
     Greeting { from: String, ms: u64, why: String },
+    /// 2: that the call does not just begin in the first stage. `what` is `agent`, `transfer` or
+    /// `refuse`, `by` is `n8n`, `numbers` (of the agent's file) or `default`. Of an agent: where it
+    /// begins, and what n8n knows for its prompts.
+    Decided {
+        #[serde(default, deserialize_with = "lenient")]
+        what: String,
+        #[serde(default, deserialize_with = "lenient")]
+        by: String,
+        #[serde(default, deserialize_with = "lenient")]
+        stage: String,
+        #[serde(default, deserialize_with = "lenient")]
+        facts: String,
+    },
     /// 3: `call_id` is Ultravox's; `agent` counts the agents of this call, from 1; `stage` is where
     /// it begins.
     Agent {

@@ -31,10 +31,14 @@ const STORY_BYTES_MAX: u64 = 512 * 1_024;
 pub(crate) struct PastCall {
     pub(crate) sid: String,
     pub(crate) number: String,
+    /// The number that was called.
+    pub(crate) to: String,
     pub(crate) direction: Direction,
     pub(crate) began: Option<Timestamp>,
     pub(crate) ended: Option<Timestamp>,
     pub(crate) stage: String,
+    /// What n8n knew when it rang.
+    pub(crate) facts: String,
     /// Ordered for a call that goes out.
     pub(crate) first_message: String,
     /// There was a stream, so the agent has said hello.
@@ -114,9 +118,11 @@ impl PastCall {
         self.tally.apply(&event);
         self.report.apply(&event);
         match event {
-            Event::Ring { call_sid, number, direction, .. } => {
+            Event::Ring { call_sid, number, direction, to } => {
                 (self.sid, self.number, self.direction) = (call_sid, number, direction);
+                self.to = to;
             }
+            Event::Decided { stage, facts, .. } => (self.stage, self.facts) = (stage, facts),
             Event::Ordered { call_sid, number, first_message } => {
                 (self.sid, self.number, self.direction) = (call_sid, number, Direction::Out);
                 self.first_message = first_message;

@@ -36,6 +36,14 @@ pub(crate) struct Tally {
     /// Reasons of tools whose outcome is not noted yet, by invocation.
     reasons: HashMap<String, String>,
     turns_ms: Vec<u64>,
+    decided: Option<Decided>,
+}
+
+/// That the call does not just begin in the first stage, and who says so.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub(crate) struct Decided {
+    what: String,
+    by: String,
 }
 
 impl Tally {
@@ -57,6 +65,9 @@ impl Tally {
                 }
                 self.turns_ms.push(*ms);
             }
+            Event::Decided { what, by, .. } => {
+                self.decided = Some(Decided { what: what.clone(), by: by.clone() });
+            }
             _ => {}
         }
     }
@@ -73,6 +84,10 @@ impl Tally {
 
     pub(crate) fn failed(&self) -> &[Failed] {
         &self.failed
+    }
+
+    pub(crate) fn decided(&self) -> Option<&Decided> {
+        self.decided.as_ref()
     }
 
     pub(crate) fn median_turn_ms(&self) -> Option<u64> {

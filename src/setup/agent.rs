@@ -33,6 +33,8 @@ pub(crate) struct Agent {
     pub(crate) first_message: String,
     pub(crate) phrases: Phrases,
     pub(crate) first_stage: String,
+    /// Number that was called -> stage in which the call begins, where that is not `first_stage`.
+    pub(crate) numbers: BTreeMap<String, String>,
     pub(crate) stages: BTreeMap<String, Stage>,
     pub(crate) tools: BTreeMap<String, Tool>,
     /// Location -> calendar e-mail.
@@ -60,6 +62,10 @@ pub(crate) struct Phrases {
 pub(crate) struct Stage {
     pub(crate) voice: String,
     pub(crate) agent_name: Option<String>,
+    /// Instead of the agent's.
+    pub(crate) language: Option<String>,
+    /// Said when a call begins here, instead of the agent's.
+    pub(crate) first_message: Option<String>,
     /// In the file: the name of a Markdown file. Once loaded: its text.
     pub(crate) prompt: String,
     pub(crate) tools: Vec<String>,
@@ -133,7 +139,8 @@ const BUILT_IN_AGENT: [(&str, &str); 4] = [
 ];
 
 /// What prompts, the first message and tools may hold in braces. Tools add their own parameters.
-pub(super) const PLACEHOLDERS: [&str; 4] = ["agent_name", "company_name", "now", "caller_number"];
+pub(super) const PLACEHOLDERS: [&str; 5] =
+    ["agent_name", "company_name", "now", "caller_number", "facts"];
 
 impl Agent {
     pub(crate) fn load(config: &Config) -> Result<Agent, Vec<String>> {
@@ -205,6 +212,23 @@ impl Agent {
         let mut mistakes = Mistakes::default();
         let agent = mistakes.agent(file, read);
         if mistakes.lines.is_empty() { Ok(agent) } else { Err(mistakes.lines) }
+    }
+
+    /// Where calls begin: in the first stage, by a number, and wherever a stage has a first message
+    /// of its own, which is for n8n to choose. Each stage comes with its numbers.
+    pub(crate) fn entries(&self) -> Vec<(&str, Vec<&str>)> {
+        let numbers_of = |stage: &str| {
+            let numbers = self.numbers.iter().filter(|(_, to)| *to == stage);
+            numbers.map(|(number, _)| number.as_str()).collect::<Vec<_>>()
+        };
+        let first = [(self.first_stage.as_str(), numbers_of(&self.first_stage))];
+        let others = self.stages.iter().filter(|(name, _)| **name != self.first_stage);
+        let entries = others.filter_map(|(name, stage)| {
+            let numbers = numbers_of(name);
+            let is_entry = stage.first_message.is_some() || !numbers.is_empty();
+            is_entry.then_some((name.as_str(), numbers))
+        });
+        first.into_iter().chain(entries).collect()
     }
 
     /// A tool that could only fail is not offered: the model would try it, and apologise.

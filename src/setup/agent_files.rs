@@ -9,7 +9,7 @@
 //!
 //! What a call would do with a stage or a tool is none of its business.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::time::Duration;
 
@@ -18,9 +18,8 @@ use serde_json::{Map, Value, json};
 
 use crate::setup::agent::{
     Agent, PLACEHOLDERS, Phrases, Schema, Stage, TOOL_WITHIN_MAX, Tool, ToolAction, TransferTo,
-    find,
 };
-use crate::toolbox::text::{is_e164, nearest, placeholders};
+use crate::toolbox::text::{nearest, placeholders};
 
 /// For agent files that are older than this phrase.
 const WHISPER: &str = "A call for {company_name}. {reason} To take it, press 1.";
@@ -47,7 +46,7 @@ struct Object {
 pub(super) struct Mistakes {
     pub(super) lines: Vec<String>,
     /// Something could not be read, and would be missed in other places, which helps nobody.
-    is_partial: bool,
+    pub(super) is_partial: bool,
 }
 
 impl Mistakes {
@@ -61,6 +60,7 @@ impl Mistakes {
         let (name, company) = (text("agent_name"), text("company_name"));
         let (language, first_message) = (text("language"), text("first_message"));
         let first_stage = text("first_stage");
+        let numbers = self.optional(&mut file, "numbers").unwrap_or_default();
         let phrases = self.required(&mut file, "phrases").map(|value| self.phrases(value));
         let stages: Map<_, _> = self.required(&mut file, "stages").unwrap_or_default();
         let tools: Map<_, _> = self.required(&mut file, "tools").unwrap_or_default();
@@ -86,6 +86,7 @@ impl Mistakes {
             first_message,
             phrases,
             first_stage,
+            numbers,
             stages,
             tools,
             calendars,
@@ -156,7 +157,7 @@ impl Mistakes {
         self.add(place, what);
     }
 
-    fn add(&mut self, place: impl Display, what: impl Display) {
+    pub(super) fn add(&mut self, place: impl Display, what: impl Display) {
         let place = place.to_string();
         let gap = if place.is_empty() { "" } else { " " };
         self.lines.push(format!("agent.json  {place}{gap}{what}"));
@@ -303,6 +304,8 @@ impl Mistakes {
         let mut file = self.object(&place, value);
         let voice: Option<String> = self.required(&mut file, "voice");
         let agent_name = self.optional(&mut file, "agent_name");
+        let language = self.optional(&mut file, "language");
+        let first_message = self.optional(&mut file, "first_message");
         let prompt: Option<String> = self.required(&mut file, "prompt");
         let tools = self.required(&mut file, "tools").unwrap_or_default();
         self.end(file);
@@ -314,7 +317,7 @@ impl Mistakes {
         }
         let voice = voice.unwrap_or_default();
         let prompt = prompt.map(|file| self.prompt(&place, &file, read)).unwrap_or_default();
-        Stage { voice, agent_name, prompt, tools }
+        Stage { voice, agent_name, language, first_message, prompt, tools }
     }
 
     fn prompt(
@@ -346,106 +349,38 @@ impl Mistakes {
     /// whisper.
     fn fixed_texts(&mut self, agent: &Agent) {
         let is_missing = agent.language.is_empty() && self.is_partial;
-        if !is_missing && !has_region(&agent.language) {
-            let meant = with_region(&agent.language);
-            let meant = meant.map_or("a tag such as \"en-GB\"".into(), |tag| format!("\"{tag}\""));
-            let what = format!("is \"{}\", without its region: use {meant}", agent.language);
-            self.add("language", what);
+        if !is_missing {
+            self.language("language", &agent.language);
         }
-        for (name, _) in placeholders(&agent.first_message) {
-            if !PLACEHOLDERS.contains(&name.as_str()) {
-                self.add("first_message", format_args!("uses {{{name}}}, which is not known"));
-            }
-        }
+        self.first_message("first_message", &agent.first_message);
         for (name, _) in placeholders(&agent.phrases.whisper) {
             if !WHISPERED.contains(&name.as_str()) {
                 self.add("phrases.whisper", format_args!("uses {{{name}}}, which is not known"));
             }
         }
-    }
-
-    fn names_that_lead_nowhere(&mut self, agent: &Agent, tools: &BTreeSet<String>) {
         for (name, stage) in &agent.stages {
-            for tool in stage.tools.iter().filter(|tool| !tools.contains(*tool)) {
-                self.add(
-                    format_args!("stages.{name}.tools"),
-                    format_args!("names \"{tool}\", which is no tool"),
-                );
+            if let Some(language) = &stage.language {
+                self.language(&format!("stages.{name}.language"), language);
             }
-            let mut named = HashSet::new();
-            for tool in stage.tools.iter().filter(|tool| !named.insert(tool.as_str())) {
-                self.add(
-                    format_args!("stages.{name}.tools"),
-                    format_args!("names \"{tool}\" twice, which Ultravox refuses"),
-                );
+            if let Some(text) = &stage.first_message {
+                self.first_message(&format!("stages.{name}.first_message"), text);
             }
-        }
-        for (name, tool) in &agent.tools {
-            match &tool.action {
-                ToolAction::EnterStage { stage, .. } if !agent.stages.contains_key(stage) => {
-                    self.add(
-                        format_args!("tools.{name}"),
-                        format_args!("enters \"{stage}\", which is no stage"),
-                    );
-                }
-                ToolAction::N8n { calendar: Some(_), .. } if agent.calendars.is_empty() => {
-                    self.add(format_args!("tools.{name}"), "needs calendars, and there are none");
-                }
-                ToolAction::Transfer(TransferTo::Chosen { .. }) if agent.people.is_empty() => {
-                    self.add(format_args!("tools.{name}"), "needs people, and there are none");
-                }
-                ToolAction::Transfer(TransferTo::Named(who))
-                    if !is_e164(who) && find(&agent.people, who).is_none() =>
-                {
-                    self.add(
-                        format_args!("tools.{name}"),
-                        format_args!(
-                            "transfers to \"{who}\", who is not among people, nor a number"
-                        ),
-                    );
-                }
-                ToolAction::EnterStage { .. }
-                | ToolAction::N8n { .. }
-                | ToolAction::Reply(_)
-                | ToolAction::HangUp(_)
-                | ToolAction::Transfer(_)
-                | ToolAction::Ultravox { .. } => {}
-            }
-        }
-        for (location, _) in agent.calendars.iter().filter(|(_, email)| !email.contains('@')) {
-            self.add(format_args!("calendars.{location}"), "must be an e-mail address");
-        }
-        for (person, _) in agent.people.iter().filter(|(_, number)| !is_e164(number)) {
-            self.add(format_args!("people.{person}"), "must be a number like +4930123456");
-        }
-        let is_missing = agent.first_stage.is_empty() && self.is_partial;
-        if !is_missing && !agent.stages.contains_key(&agent.first_stage) {
-            self.add(
-                "first_stage",
-                format_args!("is \"{}\", which is no stage", agent.first_stage),
-            );
         }
     }
 
-    fn stages_nobody_enters(&mut self, agent: &Agent) {
-        let mut reached = HashSet::from([agent.first_stage.as_str()]);
-        let mut to_visit = vec![agent.first_stage.as_str()];
-        while let Some(stage) = to_visit.pop() {
-            let tools =
-                agent.stages.get(stage).map(|stage| stage.tools.as_slice()).unwrap_or_default();
-            for tool in tools.iter().filter_map(|name| agent.tools.get(name)) {
-                if let ToolAction::EnterStage { stage, .. } = &tool.action
-                    && reached.insert(stage)
-                {
-                    to_visit.push(stage);
-                }
-            }
+    fn language(&mut self, place: &str, language: &str) {
+        if !has_region(language) {
+            let meant = with_region(language);
+            let meant = meant.map_or("a tag such as \"en-GB\"".into(), |tag| format!("\"{tag}\""));
+            self.add(place, format_args!("is \"{language}\", without its region: use {meant}"));
         }
-        for name in agent.stages.keys().filter(|name| !reached.contains(name.as_str())) {
-            self.add(
-                format_args!("stages.{name}"),
-                "is entered by no tool of a stage that is entered",
-            );
+    }
+
+    fn first_message(&mut self, place: &str, text: &str) {
+        for (name, _) in placeholders(text) {
+            if !PLACEHOLDERS.contains(&name.as_str()) {
+                self.add(place, format_args!("uses {{{name}}}, which is not known"));
+            }
         }
     }
 }

@@ -8,6 +8,7 @@
 pub(crate) mod agent;
 mod agent_files;
 pub(crate) mod agent_in_force;
+mod agent_links;
 mod dot_env;
 pub(crate) mod settings;
 pub(crate) mod start_lines;

@@ -138,7 +138,7 @@ pub(crate) static START_TIME: Family<Gauge> =
     Family::gauges("process_start_time_seconds", "When the process began, since 1970.", &[]);
 
 /// How calls end, in the words of the journal.
-const ENDS: [&str; 12] = [
+const ENDS: [&str; 13] = [
     "NoAgent",
     "NeverStreamed",
     "CallerLeft",
@@ -149,6 +149,7 @@ const ENDS: [&str; 12] = [
     "TooLong",
     "Transferred",
     "Machine",
+    "Refused",
     "ShuttingDown",
     "ProcessDied",
 ];

@@ -26,6 +26,7 @@ use crate::door::head::{
     ANNOUNCED_BYTES_MAX, HEAD_BYTES_MAX, announced_body, find, read_head, stream_token,
 };
 use crate::door::request::passed_on;
+use crate::parties::n8n::decision::read_decision;
 use crate::parties::n8n::reply::{N8nReply, n8n_refusal, understand_reply};
 use crate::parties::twilio::messages::FromTwilio;
 use crate::parties::twilio::twiml::{response, xml_escape};
@@ -42,7 +43,9 @@ use crate::records::past::PastCall;
 use crate::records::transcript::{TRANSCRIPT_BYTES_MAX, Transcript, Utterance};
 use crate::setup::agent::{Agent, TOOL_WITHIN_MAX, ToolAction};
 use crate::setup::settings::Config;
-use crate::testing::{check_diagram, check_workflow, file_in, full_agent, full_settings, sockets};
+use crate::testing::{
+    built_in_agent, check_diagram, check_workflow, file_in, full_agent, full_settings, sockets,
+};
 use crate::toolbox::failure::{Failure, Secret};
 use crate::toolbox::log::{LOG_CHARS_MAX, presentable};
 use crate::toolbox::socket::READ_BYTES;
@@ -314,6 +317,7 @@ fn check_transcript(transcript: &Transcript) {
 
 /// An answer of n8n's or Ultravox's. The first byte chooses its status.
 fn feed_n8n(data: &[u8]) {
+    static AGENT: LazyLock<Agent> = LazyLock::new(built_in_agent);
     const STATUSES: [u16; 12] = [200, 201, 204, 299, 302, 400, 401, 403, 404, 422, 429, 500];
     let Some((first, body)) = data.split_first() else {
         return;
@@ -333,6 +337,17 @@ fn feed_n8n(data: &[u8]) {
             }
             Err(failure) => check_failure(&failure),
         }
+    }
+    match read_decision(&reply, &AGENT) {
+        Ok(decision) => {
+            assert!(!refused, "a refusal decides nothing");
+            assert!(!decision.refuse || !decision.transfer);
+            assert!(decision.stage.is_none_or(|_| !decision.refuse && !decision.transfer));
+            for oddity in decision.oddities {
+                assert!(oddity.chars().count() < 500, "{oddity}");
+            }
+        }
+        Err(failure) => check_failure(&failure),
     }
     check_failure(&refusal(status, &reply.body));
     match read_agent_call(&reply.body) {
@@ -366,7 +381,7 @@ fn feed_agent(text: &str) {
         Ok(agent) => agent,
         Err(mistakes) => return assert!(!mistakes.is_empty()),
     };
-    assert!(agent.stages.contains_key(&agent.first_stage));
+    assert!(agent.entries().iter().all(|(stage, _)| agent.stages.contains_key(*stage)));
     for stage in agent.stages.values() {
         assert!(stage.tools.iter().all(|tool| agent.tools.contains_key(tool)));
         let offered = json!(selected_tools(&CONFIG, &agent, stage));

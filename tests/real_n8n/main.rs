@@ -65,6 +65,7 @@ fn calls_with_a_real_n8n() -> Outcome {
     tell(&format!("n8n is ready after {} s\n", began.elapsed().as_secs()));
     a_whole_call(&n8n, &agent)?;
     a_stranger_hears_the_agents_own_greeting(&n8n, &agent)?;
+    n8n_decides_who_takes_the_call(&n8n, &agent)?;
     what_comes_twice_is_kept_once(&n8n)?;
     only_the_right_signature_gets_in(&n8n)?;
     what_is_wrong_with_n8n_is_named(&n8n)?;
@@ -147,9 +148,30 @@ fn a_stranger_hears_the_agents_own_greeting(n8n: &N8n, agent: &Path) -> Outcome 
     let world = world(&n8n.url("call")).setting("AGENT_DIR", agent.display()).start()?;
     let call = ring(&world, STRANGER)?;
     assert!(call.greeting().starts_with(DEFAULT_GREETING), "{}", call.greeting());
-    let line = world.bridge.wait_for_log("n8n leaves the greeting to the agent")?;
+    let line = world.bridge.wait_for_log("and leaves the greeting to the agent")?;
     assert!(!line.contains("warning"), "this is no mistake: {line}");
     shows("log", without_time(&line));
+    Ok(())
+}
+
+fn n8n_decides_who_takes_the_call(n8n: &N8n, agent: &Path) -> Outcome {
+    part("who takes the call: a stage, a person, nobody; by the caller, or the number called");
+    let world = world(&n8n.url("call")).setting("AGENT_DIR", agent.display());
+    let world = world.setting("FALLBACK_NUMBER", "+4930111222").start()?;
+    let call = ring(&world, "+15551234568")?;
+    assert_eq!(call.greeting(), "Hello Ben, is this about your claim?");
+    assert_eq!(call.agent.request()["voice"], "Mark", "the voice of main_convo");
+    world.ring_with(STRANGER, &[("To", "+15551234571")])?;
+    let agent = world.ultravox.next_call(PATIENCE)?;
+    assert_eq!(agent.request()["voice"], "Mark", "the number called leads to main_convo");
+    let person = world.ring("+15551234569")?;
+    assert_eq!(person.twiml.dial.as_deref(), Some("+4930111222"));
+    let nobody = world.ring("+15551234570")?;
+    assert_eq!(nobody.twiml.elements, ["Response", "Reject"]);
+    let warnings: Vec<_> =
+        world.bridge.log().into_iter().filter(|line| line.contains("n8n: ")).collect();
+    assert!(warnings.is_empty(), "{warnings:?}");
+    shows("refused", nobody.twiml.xml.trim());
     Ok(())
 }
 

@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::demo::{
-    self, BOOKED, CORPUS_ID, FIRST_MESSAGE, FRAME_BYTES, Heard, Marks, PATIENCE, Reply, Trouble,
-    Twiml, World, WorldBuilder, pcm_of, tool_names, tools_objection, voice,
+    self, BOOKED, CORPUS_ID, FIRST_MESSAGE, FRAME_BYTES, Heard, Marks, OUR_NUMBER, PATIENCE, Reply,
+    Trouble, Twiml, World, WorldBuilder, pcm_of, tool_names, tools_objection, voice,
 };
 use crate::{CALLER, Call, DEFAULT_GREETING, Outcome, connect, greeting_of, wishes};
 
@@ -275,8 +275,8 @@ fn n8n_is_asked_who_is_calling_in_the_agreed_words() -> Outcome {
     let ringing = world.ring(CALLER)?;
     let asked = world.n8n.wait_for("1", 1, PATIENCE)?;
     let asked = asked.first().ok_or("n8n was not asked")?;
-    let wanted =
-        json!({"route": "1", "number": CALLER, "data": "empty", "callSid": ringing.call_sid});
+    let wanted = json!({"route": "1", "number": CALLER, "data": "empty", "callSid": ringing.call_sid,
+        "to": OUR_NUMBER, "direction": "in", "stirVerstat": "TN-Validation-Passed-A"});
     assert_eq!(asked.json, wanted);
     assert_eq!(asked.header("content-type"), Some("application/json"));
     assert_eq!(asked.header("x-callbridge-signature"), None);
@@ -315,7 +315,7 @@ fn n8n_may_leave_the_greeting_to_the_agent() -> Outcome {
     world.n8n.set_reply("1", Reply::json(200, &json!({"firstMessage": null})));
     world.ring(CALLER)?;
     assert_eq!(greeting_of(&world.ultravox.next_call(PATIENCE)?), DEFAULT_GREETING);
-    let line = world.bridge.wait_for_log("2 greeting n8n leaves the greeting to the agent")?;
+    let line = world.bridge.wait_for_log(", and leaves the greeting to the agent")?;
     assert!(!line.contains("warning"), "nothing is wrong: {line}");
     Ok(())
 }

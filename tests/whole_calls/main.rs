@@ -3,6 +3,7 @@
 //! call waits for overlaps with what the others do.
 
 mod copies;
+mod decide;
 #[path = "../../src/demo/mod.rs"]
 mod demo;
 mod disk;

@@ -265,6 +265,7 @@ fn every_series_is_there_from_the_start() -> Outcome {
         "TooLong",
         "Transferred",
         "Machine",
+        "Refused",
         "ShuttingDown",
         "ProcessDied",
     ] {

@@ -16,6 +16,7 @@
 //! is safe depends on what was asked. What the many kinds of answer mean is in [`reply`].
 
 pub(crate) mod answered;
+pub(crate) mod decision;
 pub(crate) mod reply;
 
 use std::sync::Arc;
@@ -25,18 +26,20 @@ use data_encoding::HEXLOWER;
 use ring::hmac;
 use serde_json::{Map, Value, json};
 
-use crate::parties::n8n::reply::{N8nReply, n8n_refusal, read_greeting, understand_reply};
+use crate::parties::n8n::decision::{Decision, read_decision};
+use crate::parties::n8n::reply::{N8nReply, n8n_refusal, understand_reply};
 use crate::parties::standing;
+use crate::records::event::Direction;
 use crate::records::tap::{Exhibit, Tap};
+use crate::setup::agent::Agent;
 use crate::setup::settings::Config;
 use crate::toolbox::failure::{Failure, Party};
 use crate::toolbox::http::{Ask, Http};
+use crate::toolbox::log::{Sid, log};
 use crate::toolbox::metrics;
 
 /// An n8n reply. A longer one counts as nonsense.
 const REPLY_BYTES_MAX: u64 = 64 * 1_024;
-/// A greeting. A longer one is a mistake in the workflow, and the default is used.
-pub(crate) const GREETING_CHARS_MAX: usize = 2_000;
 
 /// The owner's n8n, if there is one.
 pub(crate) struct N8n {
@@ -53,8 +56,19 @@ pub(crate) struct Question<'a> {
     pub(crate) data: &'a str,
     /// The same for every try at the same thing: delivery is at least once.
     pub(crate) key: String,
-    /// With a transcript: the rest of what is to be told of the call.
+    /// What else there is to tell of the ring, or with a transcript.
     pub(crate) report: Map<String, Value>,
+}
+
+/// A call that rings, for n8n to decide about.
+pub(crate) struct Ring<'a> {
+    pub(crate) sid: &'a str,
+    pub(crate) number: &'a str,
+    /// The number that was called.
+    pub(crate) to: &'a str,
+    pub(crate) direction: Direction,
+    /// Whether the carriers vouch for the caller's number, in Twilio's words. Empty: not known.
+    pub(crate) stir_verstat: &'a str,
 }
 
 impl N8n {
@@ -62,26 +76,24 @@ impl N8n {
         N8n { http, config }
     }
 
-    /// Route 1: the agent's first sentence for whoever calls. None: n8n leaves it to the agent.
-    pub(crate) fn greeting(
+    /// Route 1: what is to be done with a call that rings, and what its caller hears first.
+    pub(crate) fn ring(
         &self,
-        sid: &str,
-        number: &str,
+        ring: &Ring,
+        agent: &Agent,
         within: Duration,
         tap: &Tap,
-    ) -> Result<Option<String>, Failure> {
-        let key = format!("{sid}-1");
-        let question = Question { sid, number, route: "1", data: "empty", key, report: Map::new() };
+    ) -> Result<Decision, Failure> {
+        let question = ring.question();
         tap.show(Exhibit::Lookup, || question.redacted());
-        let text = self.ask(&question, within, |reply| {
+        let decision = self.ask(&question, within, |reply| {
             tap.show(Exhibit::LookedUp, || reply.redacted());
-            read_greeting(reply)
+            read_decision(reply, agent)
         })?;
-        if text.as_ref().is_some_and(|text| text.chars().count() > GREETING_CHARS_MAX) {
-            let what = format!("a greeting of more than {GREETING_CHARS_MAX} characters");
-            return Err(Failure::new(Party::N8n, what));
+        for oddity in &decision.oddities {
+            log!(Sid { sid: ring.sid }, Warn, Greeting, "n8n: {oddity}");
         }
-        Ok(text)
+        Ok(decision)
     }
 
     /// A tool's own route: the sentence that the agent is told.
@@ -171,7 +183,7 @@ impl N8n {
                 within,
                 answer_bytes_max: REPLY_BYTES_MAX,
                 // n8n has the transcript, whatever else it says.
-                status_decides: !question.report.is_empty(),
+                status_decides: question.route == "2",
             },
         )?;
         let status = answered.status;
@@ -179,6 +191,20 @@ impl N8n {
         let is_used = (200..300).contains(&status);
         let hide = |body| if is_used { body } else { self.config.hide_secrets(body) };
         Ok(N8nReply { status, body: hide(answered.body) })
+    }
+}
+
+impl<'a> Ring<'a> {
+    pub(crate) fn question(&self) -> Question<'a> {
+        let Ring { sid, number, to, direction, stir_verstat } = *self;
+        let mut report = Map::from_iter([
+            ("to".to_owned(), json!(to)),
+            ("direction".to_owned(), json!(direction)),
+        ]);
+        if !stir_verstat.is_empty() {
+            report.insert("stirVerstat".to_owned(), json!(stir_verstat));
+        }
+        Question { sid, number, route: "1", data: "empty", key: format!("{sid}-1"), report }
     }
 }
 

@@ -28,7 +28,7 @@ impl N8nReply {
     }
 
     /// Also of a workflow that has made a text of its JSON before n8n did so again.
-    fn value(&self) -> serde_json::Result<Value> {
+    pub(super) fn value(&self) -> serde_json::Result<Value> {
         match serde_json::from_str(self.text())? {
             Value::String(text) if looks_like_json(text.trim()) => serde_json::from_str(&text),
             value => Ok(value),
@@ -38,17 +38,6 @@ impl N8nReply {
 
 fn looks_like_json(text: &str) -> bool {
     text.starts_with(['{', '['])
-}
-
-/// `null` is an answer too: nothing is known about this caller, so that the agent's own first
-/// message need not be repeated in n8n.
-pub(crate) fn read_greeting(reply: &N8nReply) -> Result<Option<String>, Failure> {
-    let body = reply.value().unwrap_or_default();
-    let answer = body.get(0).unwrap_or(&body);
-    if n8n_refusal(reply).is_none() && answer.get("firstMessage").is_some_and(Value::is_null) {
-        return Ok(None);
-    }
-    understand_reply(reply, "firstMessage").map(Some)
 }
 
 /// Finds the text in a reply: an object, a list with one object (n8n's "All Entries"), or plain

@@ -76,6 +76,11 @@ pub(crate) fn say_and_hang_up(language: &str, sentence: &str) -> String {
     response(&format!("{}<Hangup/>", say(language, sentence)))
 }
 
+/// The caller hears that the line is busy. Twilio does not answer the call, and bills nothing.
+pub(crate) fn reject() -> String {
+    response("<Reject reason=\"busy\"/>")
+}
+
 pub(crate) fn hang_up() -> String {
     response("<Hangup/>")
 }

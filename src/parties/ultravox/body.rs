@@ -68,7 +68,6 @@ pub(crate) fn call_body(config: &Config, agent: &Agent, new: NewCall) -> Value {
     };
     let rest = json!({
         "model": config.ultravox_model,
-        "languageHint": agent.language,
         "firstSpeakerSettings": first_speaker,
         "medium": {"serverWebSocket": {
             "inputSampleRate": SAMPLE_RATE_HZ,
@@ -112,6 +111,7 @@ pub(crate) fn stage_body(config: &Config, agent: &Agent, stage: &Stage, prompt: 
     json!({
         "systemPrompt": prompt,
         "voice": stage.voice,
+        "languageHint": stage.language.as_ref().unwrap_or(&agent.language),
         "selectedTools": selected_tools(config, agent, stage),
     })
 }

@@ -16,6 +16,7 @@ fn every_event_keeps_its_spelling() {
     let lines = [
         r#"{"event":"ring","callSid":"CA1","number":"+4930123456","direction":"out","to":"+44"}"#,
         r#"{"event":"greeting","from":"default","ms":3,"why":"n8n leaves it to the agent"}"#,
+        r#"{"event":"decided","what":"agent","by":"n8n","stage":"claims","facts":"Anna."}"#,
         r#"{"event":"agent","callId":"7c21","agent":1,"stage":"greeting"}"#,
         r#"{"event":"answer","what":"stream","ms":412}"#,
         r#"{"event":"stream","streamSid":"MZ1"}"#,

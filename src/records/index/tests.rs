@@ -15,12 +15,8 @@ use crate::records::journal::Journals;
 use crate::testing::{DEADLINE, JOURNAL};
 
 fn ring(sid: &str) -> Event {
-    Event::Ring {
-        call_sid: sid.into(),
-        number: "+4930123456".into(),
-        direction: Direction::In,
-        to: String::new(),
-    }
+    let (call_sid, number) = (sid.into(), "+4930123456".into());
+    Event::Ring { call_sid, number, direction: Direction::In, to: String::new() }
 }
 
 fn names(journals: &Journals) -> Vec<String> {

@@ -14,7 +14,7 @@ fn mistakes(agent: &Value, hello: &str) -> Vec<String> {
 /// A slip of the pen, and how the complaint about it must begin.
 type Slip = (fn(&mut Value), &'static str);
 
-const SLIPS: [Slip; 46] = [
+const SLIPS: [Slip; 53] = [
     (|a| take(a, "company_name"), "agent.json  missing field `company_name`"),
     (|a| a["greetings"] = json!("Hi"), "agent.json  unknown field `greetings`"),
     (
@@ -171,6 +171,34 @@ const SLIPS: [Slip; 46] = [
         |a| a["phrases"]["whisper"] = json!("A call from {caller_number}."),
         "agent.json  phrases.whisper uses {caller_number}, which is not known",
     ),
+    (
+        |a| a["numbers"] = json!({"+442079460000": "helo"}),
+        "agent.json  numbers.+442079460000 begins in \"helo\", which is no stage",
+    ),
+    (
+        |a| a["numbers"] = json!({"020 7946 0000": "hello"}),
+        "agent.json  numbers.020 7946 0000 is no number such as +442079460000",
+    ),
+    (
+        |a| a["numbers"] = json!(["+442079460000"]),
+        "agent.json  numbers invalid type: sequence, expected a map",
+    ),
+    (
+        |a| a["numbers"] = json!({"+442079460000": 1}),
+        "agent.json  numbers invalid type: integer `1`, expected a string",
+    ),
+    (
+        |a| a["stages"]["second"]["language"] = json!("de"),
+        "agent.json  stages.second.language is \"de\", without its region: use \"de-DE\"",
+    ),
+    (
+        |a| a["stages"]["second"]["first_message"] = json!("Hello {who}."),
+        "agent.json  stages.second.first_message uses {who}, which is not known",
+    ),
+    (
+        |a| a["stages"]["second"]["first_message"] = json!(7),
+        "agent.json  stages.second.first_message invalid type: integer `7`",
+    ),
 ];
 
 /// The small agent's `book` with a choice of people instead of calendars.
@@ -283,6 +311,23 @@ fn rename(object: &mut Value, from: &str, to: &str) {
     let value = object[from].take();
     take(object, from);
     object[to] = value;
+}
+
+#[test]
+fn the_docs_show_several_agents_that_are_accepted() {
+    let docs = include_str!("../../../docs/agent-files.md");
+    let section = docs.split("## Several numbers, several agents").nth(1).unwrap();
+    let shown = section.split("```json\n").nth(1).and_then(|rest| rest.split("```").next());
+    let shown: Value = serde_json::from_str(&format!("{{{}}}", shown.unwrap())).unwrap();
+    let mut agent: Value = serde_json::from_str(include_str!("../../init/agent.json")).unwrap();
+    agent["first_stage"] = json!("reception");
+    (agent["stages"], agent["numbers"]) = (shown["stages"].clone(), shown["numbers"].clone());
+    let read = |name: &str| if name == "agent.json" { agent.to_string() } else { "Hi.".to_owned() };
+    let agent = Agent::from_files(&|name| Ok(read(name))).map_err(|mistakes| mistakes.join("\n"));
+    let entries = agent.as_ref().map(Agent::entries);
+    let wanted =
+        [("reception", vec![]), ("berlin", vec!["+4930901821"]), ("claims", vec!["+442079460001"])];
+    assert_eq!(entries.map_err(String::as_str), Ok(wanted.to_vec()));
 }
 
 #[test]
