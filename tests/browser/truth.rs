@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
-use crate::demo::{AgentCall, BOOKED, FIRST_MESSAGE, PATIENCE, Phone, Reply, World, pcm_of, voice};
+use crate::demo::{
+    AgentCall, BOOKED, FIRST_MESSAGE, OUR_NUMBER, PATIENCE, Phone, Reply, World, pcm_of, voice,
+};
 use crate::{
     Browser, CALLER, DESKTOP, Fallible, Outcome, TELEPHONE, builder, file_past_call, number_of,
     world,
@@ -136,6 +138,42 @@ fn what_n8n_does_not_do_is_red_everywhere_until_it_is_done() -> Outcome {
     browser.wait("text('.fate').endsWith('n8n has the transcript.')")?;
     browser.wait("text('#past .row .failures') === 'greeting and schedule_meeting failed'")?;
     browser.wait("text('#parties li:nth-child(2).well').includes('works')")?;
+    browser.check_rules(&world)
+}
+
+#[test]
+fn the_page_says_which_number_was_called_and_who_decided() -> Outcome {
+    let Some(mut browser) = Browser::start()? else { return Ok(()) };
+    let world = world(builder().setting("FALLBACK_NUMBER", "+4930111222"))?;
+    for (answer, tale, badge, answered) in [
+        (
+            json!({"firstMessage": "Hi.", "stage": "main_convo", "facts": "Owes 12 euros."}),
+            "n8n chose the stage main_convo. n8n sent what it knows about the caller.",
+            "live",
+            "TwiML went back",
+        ),
+        (
+            json!({"transfer": true}),
+            "n8n wanted a person to take the call.",
+            "put through",
+            "The caller was put through to a person.",
+        ),
+        (json!({"refuse": true}), "n8n refused the call.", "refused", "Twilio was told to refuse"),
+    ] {
+        world.n8n.set_reply("1", Reply::json(200, &answer));
+        let ringing = world.ring(CALLER)?;
+        browser.open(&world, &format!("#{}", ringing.call_sid))?;
+        browser.wait(&format!("text('.badge') === {}", json!(badge)))?;
+        let called = json!(format!("incoming · called {OUR_NUMBER} · "));
+        browser.wait(&format!("text('.facts').startsWith({called})"))?;
+        browser.wait(&format!("taleOf(1).includes({})", json!(OUR_NUMBER)))?;
+        browser.wait(&format!("taleOf(2).endsWith({})", json!(tale)))?;
+        browser.wait(&format!("taleOf(4).startsWith({})", json!(answered)))?;
+        if badge == "live" {
+            browser.wait("stageClass('main_convo').includes('here')")?;
+        }
+        ringing.call_status(&world, "completed")?;
+    }
     browser.check_rules(&world)
 }
 
