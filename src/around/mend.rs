@@ -128,7 +128,7 @@ pub(crate) fn take_up(bridge: &'static Bridge, sid: &str, what_happened: &'stati
             let after = if what_happened == LINE_BROKE { "process" } else { "transfer" };
             RESUMES.of(&[after]).add();
             // Whoever came to no person is spoken to by the agent, whatever n8n has decided.
-            if was_answered || what_happened == NOBODY_ANSWERED {
+            if was_answered || what_happened != LINE_BROKE {
                 connect_to_agent(&call, line, &Opening::GoOn(what_happened))
             } else {
                 begin(&call, line, &first_message)

@@ -254,11 +254,16 @@ fn a_person_takes_the_call_at_once() -> Outcome {
     world.bridge.wait_for_log("n8n: stage counts for nothing beside transfer")?;
     let decided = noted(&world, &ringing.call_sid, "decided")?;
     assert_eq!((&decided["what"], &decided["by"]), (&json!("transfer"), &json!("n8n")));
-    let over = ringing.next(&world, &[("DialCallStatus", "completed")])?;
+    let over = ringing.next(&world, &[("DialCallStatus", "completed"), ("DialBridged", "true")])?;
     assert_eq!(over.twiml.elements, ["Response", "Hangup"]);
     world.bridge.wait_for_log("nothing was said, so there is no transcript to file")?;
     assert_eq!(noted(&world, &ringing.call_sid, "end")?["endedBy"], "Transferred");
     assert_eq!(world.ultravox.requests(), 0);
+    // Picked up, but not connected: the agent takes it, and nobody is rung for it again.
+    let ringing = world.ring(CALLER)?;
+    let back =
+        ringing.next(&world, &[("DialCallStatus", "completed"), ("DialBridged", "false")])?;
+    assert!(back.twiml.stream_url.is_some(), "{}", back.twiml.xml);
     Ok(())
 }
 
