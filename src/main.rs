@@ -616,8 +616,9 @@ fn decide(call: &Call, decision: &Decision) -> Result<(), EndedBy> {
     }
     if decision.transfer {
         let config = &call.bridge.config;
-        let may_ring = call.direction == Direction::In && config.fallback_number.is_some();
-        if may_ring && call.bridge.calls.put_through(config, &call.sid) {
+        let number = config.fallback_number.clone().filter(|_| call.direction == Direction::In);
+        if let Some(number) = number.filter(|_| call.bridge.calls.put_through(config, &call.sid)) {
+            lock(&call.state).transfer = Some(Transfer { number, ..Transfer::default() });
             note("transfer", "n8n", "", &decision.facts);
             return Err(EndedBy::Transferred);
         }
@@ -692,11 +693,8 @@ fn connect_to_agent(call: &Arc<Call>, line: LineInUse, opening: &Opening) -> Ans
 /// There is none to be had, or there shall be none. The call ends here.
 fn without_agent(call: &Call, how: EndedBy) -> Answer {
     call.hang_up(how);
-    let answer = match how {
-        EndedBy::Refused => Answer::Refuse,
-        _ => cannot_serve(call.bridge, &call.sid, &call.files.phrases.apology),
-    };
-    let answer = call.settle_answer(answer);
+    let transfer = lock(&call.state).transfer.clone();
+    let answer = call.settle_answer(after_the_agent(call.bridge, &call.sid, how, transfer));
     after(call);
     answer
 }
