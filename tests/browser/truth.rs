@@ -8,7 +8,8 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
 use crate::demo::{
-    AgentCall, BOOKED, FIRST_MESSAGE, OUR_NUMBER, PATIENCE, Phone, Reply, World, pcm_of, voice,
+    AgentCall, BOOKED, FIRST_MESSAGE, OUR_NUMBER, PATIENCE, Phone, Reply, SUMMARY, World, pcm_of,
+    voice,
 };
 use crate::{
     Browser, CALLER, DESKTOP, Fallible, Outcome, TELEPHONE, builder, file_past_call, number_of,
@@ -527,4 +528,39 @@ fn a_good_call_is_nowhere_red() -> Outcome {
     assert_eq!(browser.run("$('failures').hidden")?, true);
     browser.look_over("good call", DESKTOP, "light")?;
     browser.check_rules(&world)
+}
+
+#[test]
+fn mistakes_in_the_agents_files_are_on_the_page_until_they_are_corrected() -> Outcome {
+    let Some(mut browser) = Browser::start()? else { return Ok(()) };
+    let files = tempfile::tempdir()?;
+    for entry in fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/src/agent"))? {
+        let entry = entry?;
+        fs::copy(entry.path(), files.path().join(entry.file_name()))?;
+    }
+    let world = world(builder().setting("AGENT_DIR", files.path().display()))?;
+    browser.open(&world, "")?;
+    browser.wait("text('#parties li:nth-child(4).well').includes('as its files have it since')")?;
+    let path = files.path().join("agent.json");
+    let right = fs::read_to_string(&path)?;
+    fs::write(&path, right.replacen("\"first_stage\"", "\"first_stag\"", 1))?;
+    browser.wait("text('#parties li:nth-child(4).trouble').includes('`first_stage` is meant')")?;
+    fs::write(&path, right)?;
+    browser.wait("text('#parties li:nth-child(4).well').includes('as its files have it since')")?;
+    Ok(())
+}
+
+#[test]
+fn what_ultravox_says_of_a_call_is_read_there() -> Outcome {
+    let Some(mut browser) = Browser::start()? else { return Ok(()) };
+    let world = world(builder())?;
+    let ringing = world.ring(CALLER)?;
+    let agent = world.ultravox.next_call(PATIENCE)?;
+    let phone = ringing.open_stream(&world)?;
+    speaks(&agent, &phone, "Good morning.", 200)?;
+    phone.hang_up()?;
+    world.n8n.wait_for("2", 1, 2 * PATIENCE)?;
+    browser.open(&world, &format!("#{}", ringing.call_sid))?;
+    browser.wait(&format!("text('.fate').includes('{SUMMARY}')"))?;
+    Ok(())
 }
