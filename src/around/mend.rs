@@ -61,9 +61,12 @@ pub(crate) fn rings_again(bridge: &'static Bridge, incoming: &IncomingCall) -> O
     let (sid, is_ours) = (incoming.sid, incoming.order.is_some());
     let answer = match bridge.calls.how_it_ended(sid) {
         // Its caller is still to hear why.
-        Some(how @ (EndedBy::NoAgent | EndedBy::Refused)) => {
-            return Some(after_the_agent(bridge, sid, how));
+        Some(EndedBy::NoAgent) => {
+            return Some(cannot_serve(bridge, sid, &bridge.agent.get().phrases.apology));
         }
+        Some(EndedBy::Refused) => return Some(Answer::Refuse),
+        // Only the journal knows whether that is over.
+        Some(EndedBy::Transferred) => take_up(bridge, sid, LINE_BROKE),
         Some(_) => Answer::HangUp,
         None if is_ours || bridge.calls.find(sid).is_some() || !bridge.journals.knows(sid) => {
             return None;
