@@ -68,6 +68,8 @@ pub(crate) fn rings_again(bridge: &'static Bridge, incoming: &IncomingCall) -> O
         Some((how @ (EndedBy::NoAgent | EndedBy::Refused), _)) => {
             return Some(after_the_agent(bridge, sid, how, None));
         }
+        // Only the journal knows whether that is over.
+        Some((EndedBy::Transferred, _)) => take_up(bridge, sid, LINE_BROKE),
         Some(_) => Answer::HangUp,
         None if is_ours || bridge.calls.find(sid).is_some() || !bridge.journals.knows(sid) => {
             return None;

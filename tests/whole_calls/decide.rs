@@ -254,10 +254,14 @@ fn a_person_takes_the_call_at_once() -> Outcome {
     world.bridge.wait_for_log("n8n: stage counts for nothing beside transfer")?;
     let decided = noted(&world, &ringing.call_sid, "decided")?;
     assert_eq!((&decided["what"], &decided["by"]), (&json!("transfer"), &json!("n8n")));
+    // Twilio asks once more when an answer got lost.
+    let ring_again = || world.ring_with(CALLER, &[("CallSid", &ringing.call_sid)]);
+    assert_eq!(ring_again()?.twiml.dial.as_deref(), Some(COLLEAGUE));
     let over = ringing.next(&world, &[("DialCallStatus", "completed"), ("DialBridged", "true")])?;
     assert_eq!(over.twiml.elements, ["Response", "Hangup"]);
     world.bridge.wait_for_log("nothing was said, so there is no transcript to file")?;
     assert_eq!(noted(&world, &ringing.call_sid, "end")?["endedBy"], "Transferred");
+    assert_eq!(ring_again()?.twiml.elements, ["Response", "Hangup"]);
     assert_eq!(world.ultravox.requests(), 0);
     // Picked up, but not connected: the agent takes it, and nobody is rung for it again.
     let ringing = world.ring(CALLER)?;
