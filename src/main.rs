@@ -924,12 +924,13 @@ impl Call {
     /// asked twice, and may go by either answer.
     fn new_token(&self) -> String {
         let mut state = lock(&self.state);
-        state.streams += 1;
         let unused = state.token.take().filter(|(_, until)| Instant::now() < *until);
-        let new = || format!("{}/{}", self.sid, random_hex());
-        let token = unused.map_or_else(new, |(token, _)| token);
+        let (token, until) = unused.unwrap_or_else(|| {
+            state.streams += 1;
+            (format!("{}/{}", self.sid, random_hex()), Instant::now() + STREAM_WITHIN)
+        });
         if state.hang_up.is_none() {
-            state.token = Some((token.clone(), Instant::now() + STREAM_WITHIN));
+            state.token = Some((token.clone(), until));
         }
         token
     }

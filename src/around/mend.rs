@@ -60,9 +60,13 @@ pub(crate) fn another_stream(call: &Arc<Call>) -> Answer {
 /// `/incoming-call` for a call that has rung before. Twilio repeats a webhook whose answer got
 /// lost, also when we were started again meanwhile; and whoever has caught one may repeat it at any
 /// time.
-/// None: it is new, or there is a thread that knows it.
+/// None: it is new.
 pub(crate) fn rings_again(bridge: &'static Bridge, incoming: &IncomingCall) -> Option<Answer> {
     let (sid, is_ours) = (incoming.sid, incoming.order.is_some());
+    // Also while no new calls are taken any more.
+    if let Some(call) = bridge.calls.find(sid) {
+        return Some(call.await_answer());
+    }
     let answer = match bridge.calls.how_it_ended(sid) {
         // Its caller is still to hear why.
         Some((how @ (EndedBy::NoAgent | EndedBy::Refused), _)) => {
@@ -71,9 +75,7 @@ pub(crate) fn rings_again(bridge: &'static Bridge, incoming: &IncomingCall) -> O
         // Only the journal knows whether that is over.
         Some((EndedBy::Transferred, _)) => take_up(bridge, sid, LINE_BROKE),
         Some(_) => Answer::HangUp,
-        None if is_ours || bridge.calls.find(sid).is_some() || !bridge.journals.knows(sid) => {
-            return None;
-        }
+        None if is_ours || !bridge.journals.knows(sid) => return None,
         // There may be a name without a file, of a call that never got a line.
         None => bridge.journals.find(sid).map(|_| take_up(bridge, sid, LINE_BROKE))?,
     };

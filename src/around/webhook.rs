@@ -6,7 +6,7 @@
 //! that, and cannot fill the log.
 
 use crate::Bridge;
-use crate::door::reply::{Reply, header, read_body};
+use crate::door::reply::{Reply, header, path_of, read_body};
 use crate::parties::standing::twilio_has_called;
 use crate::parties::twilio::{Form, SHARED_KEY, is_sid, not_in_use};
 use crate::parties::twilio::{signature_is_valid, why_invalid};
@@ -32,7 +32,9 @@ pub(crate) fn from_twilio(
         let own = format!("{}{}", bridge.config.own_url(), request.url());
         if ![&url, &own].iter().any(|url| signature_is_valid(token, url, &form, signature)) {
             let why = why_invalid(signature, header(request, SHARED_KEY));
-            log_refusal("signature", format_args!("{url}: {why}"));
+            // Behind the question mark may stand why a caller wants to be put through.
+            let shown = url.split('?').next().unwrap_or_default();
+            log_refusal("signature", format_args!("{shown}: {why}"));
             twilio_has_called(signature, false);
             return Reply::text(403, "the signature is missing or wrong");
         }
@@ -40,7 +42,7 @@ pub(crate) fn from_twilio(
     form.add_our_own(request.url());
     if !is_sid("CA", form.get("CallSid")) {
         let why = "CallSid is missing or malformed";
-        log_refusal("call_sid", format_args!("{}: {why}", request.url()));
+        log_refusal("call_sid", format_args!("{}: {why}", path_of(request)));
         return Reply::text(400, why);
     }
     twilio_has_called("", true);

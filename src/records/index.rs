@@ -110,7 +110,8 @@ impl Brief {
     /// Anything went wrong in it, or with its transcript.
     pub(crate) fn is_failure(&self) -> bool {
         let past = &self.past;
-        let ended_badly = past.ended_by.map_or(past.transfer.is_none(), EndedBy::is_failure);
+        let ended_badly =
+            past.ended_by.map_or(past.transfer.is_none() && !past.delivered, EndedBy::is_failure);
         ended_badly || !past.tally.failed().is_empty() || self.undelivered().is_some()
     }
 }

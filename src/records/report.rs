@@ -53,6 +53,11 @@ impl Report {
                 self.to.clone_from(to);
                 self.direction = *direction;
             }
+            // All there is, if the process died while it rang.
+            Event::Ordered { number, .. } => {
+                self.to.clone_from(number);
+                self.direction = Direction::Out;
+            }
             Event::Agent { call_id, stage, .. } => {
                 self.ultravox_call_id.clone_from(call_id);
                 self.enters(stage);
