@@ -99,8 +99,8 @@
 //!
 //! # Left out
 //!
-//! No recording, no resampling (both sides speak
-//! 8 kHz). Such places are marked with the word *Simplification* below.
+//! No recording, no resampling (both sides speak 8 kHz). Such places are marked with the word
+//! *Simplification* below.
 
 use std::collections::HashSet;
 use std::io;
@@ -154,7 +154,7 @@ use crate::setup::start_lines::introduce;
 use crate::setup::stop::{Stop, needs_attention};
 use crate::toolbox::failure::{Failure, Party};
 use crate::toolbox::http::{Http, tls_config, trusted_roots};
-use crate::toolbox::log::{Sid, Step, complain, log, log_as, log_aside, log_refusal};
+use crate::toolbox::log::{Sid, Step, log, log_as, log_aside, log_refusal};
 use crate::toolbox::metrics::{
     ANSWER_TIME, BROKEN_LINES, CALLS, DEAD_AIR, Relayed, TOOL_TIME, TOOLS, refused,
 };
@@ -202,7 +202,7 @@ mod workflow;
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let outcome = match words.as_slice() {
+    usage::exit_code(match words.as_slice() {
         [] => serve(),
         ["check", options @ ..] => check::run(options),
         ["diagram", options @ ..] => diagram::run(options),
@@ -215,18 +215,7 @@ fn main() -> ExitCode {
             if flop.misused { Stop::Misused(flop.text) } else { Stop::Failed(flop.text) }
         }),
         other => usage::answer(other),
-    };
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(Stop::Failed(text)) => {
-            complain(&text);
-            ExitCode::FAILURE
-        }
-        Err(Stop::Misused(text)) => {
-            complain(&text);
-            ExitCode::from(2)
-        }
-    }
+    })
 }
 
 fn serve() -> Result<(), Stop> {
@@ -360,10 +349,13 @@ fn route(bridge: &'static Bridge, request: &mut tiny_http::Request) -> Reply {
 fn incoming_call(bridge: &'static Bridge, form: &Form) -> Reply {
     let sid = form.get("CallSid");
     let order = bridge.ringing.take(form.get(OUTGOING));
-    // Of a call that we have made ourselves, the person is at the other end.
-    let (direction, number) = match order {
-        Some(_) => (Direction::Out, form.get("To")),
-        None => (Direction::In, caller(form.get("From"))),
+    // In a call that we have made ourselves, the person is at the other end. Twilio knows it even
+    // if we have forgotten.
+    let is_ours = order.is_some() || form.get("Direction").starts_with("outbound");
+    let (direction, number) = if is_ours {
+        (Direction::Out, form.get("To"))
+    } else {
+        (Direction::In, caller(form.get("From")))
     };
     let wire = format!("POST /incoming-call\nX-Twilio-Signature: ***\n\n{}", form.redacted());
     let (to, stir_verstat) = (form.get("To"), form.get("StirVerstat"));
@@ -397,16 +389,16 @@ fn take_call(bridge: &'static Bridge, incoming: &IncomingCall) -> Answer {
     if !bridge.takes_calls() {
         log!(Sid { sid }, Info, Ring, "not taken, this process is about to end");
         refused("stopping");
+        incoming.comes_to_nothing();
         return cannot_serve(bridge, sid, &phrases.closing);
     }
     let (call, line) = match bridge.calls.ring(incoming, || Call::new(bridge, incoming)) {
         Admission::Yours(call, line) => (call, line),
-        // Twilio repeats a webhook whose answer got lost. One call is one agent, so the repeat
-        // waits for the first one's answer.
         Admission::Known(call) => return call.await_answer(),
         Admission::None(NoLine { reason, why }) => {
             log!(Sid { sid }, Warn, Ring, "{why}");
             refused(reason);
+            incoming.comes_to_nothing();
             // Who takes too many lines does not get the person instead.
             return match reason {
                 NoLine::BUSY => cannot_serve(bridge, sid, &phrases.busy),
@@ -1373,6 +1365,10 @@ impl<'a> Act<'a> {
             log!(self.call, Warn, Act, "{} is not a tool of stage {stage}", invocation.tool);
             return run.settle(&ToolResult::NoSuchTool, "no such tool");
         };
+        let is_busy = self.call.tools_running.load(Ordering::SeqCst) > 0;
+        if matches!(tool.action, ToolAction::Transfer(_)) && is_busy {
+            return run.settle(&ToolResult::Say(NOT_YET.into()), "incomplete");
+        }
         if let Some(lack) = invocation.lacks(tool, files) {
             log!(self.call, Info, Act, "{}: {lack}", invocation.tool);
             return run.settle(&ToolResult::Say(lack), "incomplete");
@@ -1432,8 +1428,8 @@ fn ask_n8n_aside(run: ToolRun) {
         aside.call.journal.note(&Event::ToolBegins(aside.asked()));
         let (result, outcome) = outlive(|| n8n_tool(&aside.call, &aside.invocation))
             .unwrap_or_else(|| (ToolResult::Say(PERHAPS_DONE.into()), "uncertain"));
-        aside.finish(&result, outcome);
         aside.call.tools_running.fetch_sub(1, Ordering::SeqCst);
+        aside.finish(&result, outcome);
     });
     if let Err(error) = started {
         decline(&error.to_string());
@@ -1474,6 +1470,11 @@ fn n8n_tool(call: &Call, invocation: &Invocation) -> (ToolResult, &'static str) 
         }
     }
 }
+
+/// What the agent is told when it asks for a person while n8n is still at work. Its answer would
+/// come to nobody, and until then the caller could not come back.
+const NOT_YET: &str = "Not yet: another tool is still at work. Tell the caller, wait for its \
+    result, and then ask again.";
 
 /// What the agent is told when n8n was certainly not reached.
 const NOT_DONE: &str = "That did not work: the system cannot be reached. Nothing was done. \

@@ -7,13 +7,14 @@
 //! let given = options("outbox", HELP, &["--retry"], words)?;
 //! ```
 //!
-//! A question to a person is asked with [`ask_person`], and only at a terminal. Nothing here does
-//! anything.
+//! A question to a person is asked with [`ask_person`], and only at a terminal. How a verb has
+//! ended is said, and made a status of, by [`exit_code`]. Nothing here does anything.
 
 use std::io::{self, BufRead as _, IsTerminal as _};
+use std::process::ExitCode;
 
 use crate::setup::stop::Stop;
-use crate::toolbox::log::say;
+use crate::toolbox::log::{complain, say};
 use crate::toolbox::text::nearest;
 
 const USAGE: &str = if cfg!(feature = "demo") {
@@ -35,6 +36,21 @@ const WORDS: [&str; 10] = [
     "--help",
     "--version",
 ];
+
+/// What the shell is told, after the person has been.
+pub(crate) fn exit_code(outcome: Result<(), Stop>) -> ExitCode {
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Stop::Failed(text)) => {
+            complain(&text);
+            ExitCode::FAILURE
+        }
+        Err(Stop::Misused(text)) => {
+            complain(&text);
+            ExitCode::from(2)
+        }
+    }
+}
 
 /// The words of a command line that names no verb.
 pub(crate) fn answer(words: &[&str]) -> Result<(), Stop> {

@@ -118,8 +118,11 @@ pub(crate) fn take_up(bridge: &'static Bridge, sid: &str, what_happened: &'stati
             return sorry(&phrases.apology);
         }
     };
-    if let Some(how) = past.ended_by {
-        return if how == EndedBy::Refused { Answer::Refuse } else { Answer::HangUp };
+    match past.ended_by {
+        Some(EndedBy::Refused) => return Answer::Refuse,
+        Some(_) => return Answer::HangUp,
+        None if past.is_forgotten() => return Answer::HangUp,
+        None => {}
     }
     if past.transfer.is_some() && what_happened == LINE_BROKE {
         return after_the_agent(bridge, sid, EndedBy::Transferred, past.transfer);

@@ -67,8 +67,10 @@ pub(crate) fn outgoing_call(bridge: &'static Bridge, _url: &str, order: &Value) 
             log!(Sid { sid: &sid }, Info, Ring, "ringing {}", shorten_number(number));
             Reply::json(201, &json!({"callSid": sid}))
         }
-        Err(reply) => {
-            bridge.ringing.take(&id);
+        Err((reply, may_ring)) => {
+            if !may_ring {
+                bridge.ringing.take(&id);
+            }
             reply
         }
     }
@@ -139,6 +141,13 @@ impl IncomingCall<'_> {
     /// Asked for by whoever ordered the call. Empty: as usual.
     pub(crate) fn first_message(&self) -> &str {
         self.order.as_ref().map(|order| order.first_message.as_str()).unwrap_or_default()
+    }
+
+    /// It has no line. Whoever ordered it is told so by its journal.
+    pub(crate) fn comes_to_nothing(&self) {
+        if let Some(order) = &self.order {
+            order.comes_to_nothing();
+        }
     }
 
     /// Of a call that goes out it has begun with the order.

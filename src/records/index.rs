@@ -110,8 +110,7 @@ impl Brief {
     /// Anything went wrong in it, or with its transcript.
     pub(crate) fn is_failure(&self) -> bool {
         let past = &self.past;
-        let ended_badly =
-            past.ended_by.map_or(past.transfer.is_none() && !past.delivered, EndedBy::is_failure);
+        let ended_badly = past.ended_by.map_or(past.transfer.is_none(), EndedBy::is_failure);
         ended_badly || !past.tally.failed().is_empty() || self.undelivered().is_some()
     }
 }
@@ -147,7 +146,9 @@ impl Index {
                     call
                 }
             };
-            past.calls.push(call);
+            if !call.past.is_forgotten() {
+                past.calls.push(call);
+            }
         }
         past
     }

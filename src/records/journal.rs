@@ -155,7 +155,9 @@ impl Journals {
         loop {
             match self.claim(&path) {
                 Ok(journal) => {
-                    let past = PastCall::read(&path).ok().filter(|past| past.sid == sid);
+                    let past = PastCall::read(&path)
+                        .ok()
+                        .filter(|past| past.sid == sid || past.is_forgotten());
                     let past = past.ok_or(Unclaimed::NoJournal)?;
                     *lock(&journal.tally) = past.tally.clone();
                     *lock(&journal.report) = past.report.clone();

@@ -104,6 +104,11 @@ impl PastCall {
         }
     }
 
+    /// Emptied by `callbridge forget`, so that a running server does not deliver it.
+    pub(crate) fn is_forgotten(&self) -> bool {
+        self.sid.is_empty() && self.delivered
+    }
+
     /// What becomes of a call that nobody takes up again.
     pub(crate) fn came_to(&self) -> EndedBy {
         match (self.ended_by, &self.transfer) {

@@ -1,6 +1,6 @@
 //! Why the program ends without having done what it was asked for.
 //!
-//! Every command gives back a [`Stop`] in that case, and `main` makes an exit status of it: it is
+//! Every command gives back a [`Stop`] in that case, and `usage` makes an exit status of it: it is
 //! the only one that prints it. What was set or written wrongly is named all at once:
 //!
 //! ```text

@@ -369,6 +369,8 @@ fn an_outgoing_call_that_rings_while_the_process_dies_is_still_one() -> Outcome 
     phone.hang_up()?;
     let filed = world.n8n.wait_for("2", 1, PATIENCE)?;
     assert_eq!(filed[0].json["number"], PERSON);
+    let told = (&filed[0].json["to"], &filed[0].json["direction"]);
+    assert_eq!(told, (&json!(PERSON), &json!("out")));
     assert_eq!(world.journals().len(), 1);
     eventually(&world, "the list has it", || {
         calls(&world).is_ok_and(|list| list["past"][0]["direction"] == "out")
@@ -472,5 +474,106 @@ fn a_call_is_taken_up_once_however_often_twilio_asks() -> Outcome {
     agent.say("There you are.", &pcm_of(&voice(1, 100)))?;
     phone.expect_audio(&voice(1, 100))?;
     phone.hang_up()?;
+    Ok(())
+}
+
+/// The stream of one break, however often it is asked about.
+#[test]
+fn a_question_that_is_repeated_is_no_further_stream() -> Outcome {
+    let world = builder().start()?;
+    let call = connect(&world)?;
+    call.phone.drop_line();
+    let mut next = call.ringing.next(&world, &[])?;
+    for _ in 0..9 {
+        next = call.ringing.next(&world, &[])?;
+    }
+    let phone = next.open_stream(&world)?;
+    call.agent.say("There you are.", &pcm_of(&voice(1, 100)))?;
+    phone.expect_audio(&voice(1, 100))?;
+    phone.hang_up()?;
+    Ok(())
+}
+
+#[test]
+fn a_first_stream_that_opens_at_the_second_try_is_the_first() -> Outcome {
+    let world = builder().start()?;
+    let ringing = world.ring(CALLER)?;
+    let agent = world.ultravox.next_call(PATIENCE)?;
+    let phone = ringing.next(&world, &[])?.open_stream(&world)?;
+    agent.say("Hello.", &pcm_of(&voice(1, 100)))?;
+    phone.expect_audio(&voice(1, 100))?;
+    eventually(&world, "the first word is in the journal", || {
+        world.journal(&ringing.call_sid).iter().any(|event| event["event"] == "first_word")
+    })?;
+    phone.hang_up()?;
+    Ok(())
+}
+
+/// A lost answer is likely just then: the new process stands beside the old one.
+#[test]
+fn a_process_that_takes_no_new_calls_answers_for_those_it_has() -> Outcome {
+    let world = builder().setting("FALLBACK_NUMBER", COLLEAGUE).start()?;
+    let first = world.ring(CALLER)?;
+    world.bridge.ask_to_stop()?;
+    world.bridge.wait_for_log("told to stop")?;
+    let again = world.ring_with(CALLER, &[("CallSid", &first.call_sid)])?;
+    assert_eq!(again.twiml.xml, first.twiml.xml);
+    first.call_status(&world, "completed")?;
+    world.bridge.wait_exit(PATIENCE)?;
+    Ok(())
+}
+
+/// The ordered words are said if the person's phone rings after all.
+#[test]
+fn an_order_that_twilio_was_unclear_about_is_not_forgotten() -> Outcome {
+    let world = calling_out().start()?;
+    let wanted = "Hello, this is Sara about your claim.";
+    world.twilio.reply_next(Reply::text(503, None, "later"));
+    assert_eq!(order(&world, PERSON, wanted)?.status, 502);
+    let placed = world.twilio.wait_orders(1)?.swap_remove(0);
+    world.picks_up(&placed)?;
+    let agent = world.ultravox.next_call(PATIENCE)?;
+    assert_eq!(agent.request()["firstSpeakerSettings"]["user"]["fallback"]["text"], wanted);
+    Ok(())
+}
+
+/// However little we know of it, it is not somebody who calls from our own number.
+#[test]
+fn a_call_of_ours_that_nobody_remembers_is_still_one_of_ours() -> Outcome {
+    let world = calling_out().start()?;
+    let form = [
+        ("CallSid", "CA0000000000000000000000000000000b"),
+        ("From", crate::demo::OUR_NUMBER),
+        ("To", PERSON),
+        ("Direction", "outbound-api"),
+        ("CallStatus", "in-progress"),
+    ];
+    world.webhook("/incoming-call?outgoing=forgotten", &form)?;
+    let agent = world.ultravox.next_call(PATIENCE)?;
+    assert!(agent.request()["firstSpeakerSettings"]["user"].is_object(), "they speak first");
+    assert!(world.n8n.requests_of("1").is_empty(), "n8n is not asked about ourselves");
+    eventually(&world, "the journal says so", || {
+        world
+            .journal(form[0].1)
+            .iter()
+            .any(|event| (&event["direction"], &event["number"]) == (&json!("out"), &json!(PERSON)))
+    })?;
+    Ok(())
+}
+
+#[test]
+fn a_person_who_picks_up_when_all_lines_are_busy_leaves_no_open_end() -> Outcome {
+    let world = calling_out().setting("MAX_CALLS", 1).start()?;
+    assert_eq!(order(&world, PERSON, "Hello.")?.status, 201);
+    let placed = world.twilio.wait_orders(1)?.swap_remove(0);
+    eventually(&world, "the order is in a journal", || !world.journal(&placed.sid).is_empty())?;
+    let _caller = connect(&world)?;
+    assert_busy(&world.picks_up(&placed)?);
+    eventually(&world, "the call has its end", || {
+        let events = world.journal(&placed.sid);
+        let kinds: Vec<_> = events.iter().filter_map(|event| event["event"].as_str()).collect();
+        kinds == ["ordered", "end", "delivered"]
+    })?;
+    assert!(world.n8n.requests_of("2").is_empty());
     Ok(())
 }

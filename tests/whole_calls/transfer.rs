@@ -4,17 +4,20 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::demo::{AgentCall, Marks, PATIENCE, Phone, Ringing, Trouble, World};
+use crate::demo::{AgentCall, Marks, PATIENCE, Phone, Reply, Ringing, Trouble, World};
 use crate::faults::{
     COLLEAGUE, TALK, TRANSFERRED, ask_for_a_person, assert_dials, assert_hangup,
     assert_no_rule_broken, builder, caller_hears, connect_and_talk, on_a_full_disk, the_transcript,
     wait_for_event,
 };
-use crate::{Call, Outcome};
+use crate::{Call, Outcome, wishes};
 
+/// So long takes n8n for a booking.
+const SLOW: Duration = Duration::from_secs(2);
 /// What the person hears from the built-in agent.
 const WHISPER: &str = "A call for SecureLife Insurance. Anna Berg, about a broken window. To take \
     it, press 1.";
@@ -329,6 +332,10 @@ fn only_twilio_may_ask_what_to_whisper() -> Outcome {
     let taken = format!("Digits=1&ParentCallSid={sid}");
     let kind = [("Content-Type", "application/x-www-form-urlencoded")];
     assert_eq!(world.request("POST", "/whisper", &kind, taken.as_bytes())?.status, 403);
+    let told = "/whisper?reason=Anna%20Berg,%20%2B4930901820";
+    assert_eq!(world.request("POST", told, &kind, taken.as_bytes())?.status, 403);
+    let line = world.bridge.wait_for_log("/whisper: ")?;
+    assert!(!line.contains("Anna"), "what a caller said is in the log: {line}");
     assert_eq!(world.get("/whisper?reason=x")?.status, 405);
     // Neither can a key without a call, or for a call that is none of a person's.
     for parent in ["", "CA00", "../../etc/passwd"] {
@@ -381,5 +388,34 @@ fn a_transfer_needs_no_disk() -> Outcome {
     assert_hangup(&person.leaves()?);
     let filed = world.n8n.wait_for("2", 1, PATIENCE)?;
     assert_eq!(filed[0].json["endedBy"], "Transferred");
+    Ok(())
+}
+
+/// What is being booked would come to nobody, and the caller could not come back meanwhile.
+#[test]
+fn nobody_is_put_through_while_a_tool_is_at_work() -> Outcome {
+    let world = builder().setting("FALLBACK_NUMBER", COLLEAGUE).start()?;
+    let call = connect_and_talk(&world)?;
+    call.act(
+        "move_to_main_convo",
+        &json!({"issue_type": "meeting", "issue_details": "Advice",
+        "customer_name": "Anna Berg"}),
+    )?;
+    world.n8n.reply_next("3", Reply::json(200, &json!({"message": "Booked."})).after(SLOW));
+    let booking = call.agent.invoke("schedule_meeting", &wishes("London"))?;
+    world.n8n.wait_for("3", 1, PATIENCE)?;
+    let told = call.act("transfer_to_person", &json!({"reason": "A claim."}))?;
+    assert!(told["result"].as_str().unwrap_or_default().contains("wait for its result"), "{told}");
+    assert_ne!(told["responseType"], "hang-up", "{told}");
+    call.agent.wait_result(&booking)?;
+    // Then it is done, and whom nobody answers comes back at once.
+    let told = call.act("transfer_to_person", &json!({"reason": "A claim."}))?;
+    assert_eq!(told["responseType"], "hang-up", "{told}");
+    call.agent.close()?;
+    call.phone.wait_closed()?;
+    let dial = call.ringing.next(&world, &[])?;
+    assert_dials(&dial);
+    let back = dial.next(&world, &[("DialCallStatus", "busy")])?;
+    assert!(back.twiml.stream_url.is_some(), "{}", back.twiml.xml);
     Ok(())
 }

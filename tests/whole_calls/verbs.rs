@@ -247,6 +247,15 @@ fn what_n8n_has_not_got_goes_only_if_that_is_wanted() -> Outcome {
     assert_eq!(world.n8n.requests_of("2").len(), 1, "it was not delivered after all");
     let left: String = world.journals().iter().map(fs::read_to_string).collect::<Result<_, _>>()?;
     assert!(!left.contains("secret") && !left.contains(CALLER), "{left}");
+    let authorization = format!("Bearer {TOKEN}");
+    let headers = [("Authorization", authorization.as_str())];
+    let list = world.request("GET", "/calls", &headers, &[])?.json();
+    assert_eq!(list["past"], json!([]), "it is no call any more");
+    assert_eq!(list["health"]["today"]["failed"], 0, "{list}");
+    // Also when nobody remembers it but that line.
+    world.bridge.restart()?;
+    let late = call.ringing.next(&world, &[])?;
+    assert_eq!(late.twiml.elements, ["Response", "Hangup"], "{}", late.twiml.xml);
     Ok(())
 }
 

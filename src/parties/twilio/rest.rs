@@ -23,13 +23,18 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 const ANSWER_BYTES_MAX: u64 = 64 * 1_024;
 
 /// Rings the number. `id` comes back with the webhook, by which step 1 knows the call. Returns the
-/// call's `CallSid`, or what whoever ordered it is told.
-pub(crate) fn ring(http: &Http, config: &Config, number: &str, id: &str) -> Result<String, Reply> {
+/// call's `CallSid`, or what whoever ordered it is told, and whether it may ring all the same.
+pub(crate) fn ring(
+    http: &Http,
+    config: &Config,
+    number: &str,
+    id: &str,
+) -> Result<String, (Reply, bool)> {
     let (Some(account), Some(token), Some(from)) =
         (&config.twilio_account_sid, &config.twilio_auth_token, &config.twilio_phone_number)
     else {
         let needed = "TWILIO_ACCOUNT_SID, TWILIO_AUTH_TOKEN and TWILIO_PHONE_NUMBER must be set";
-        return Err(Reply::error(503, needed));
+        return Err((Reply::error(503, needed), false));
     };
     let url = format!("{}/2010-04-01/Accounts/{account}/Calls.json", config.twilio_api_url);
     let login = format!("Basic {}", BASE64.encode(format!("{account}:{}", token.reveal())));
@@ -45,7 +50,7 @@ pub(crate) fn ring(http: &Http, config: &Config, number: &str, id: &str) -> Resu
     };
     let answered = http.ask(Party::Twilio, &ask).map_err(|failure| {
         log!(Error, "{failure}");
-        Reply::error(502, &failure.to_string())
+        (Reply::error(502, &failure.to_string()), !failure.certainly_not_done)
     })?;
     let (status, answer) = (answered.status, serde_json::from_str::<Value>(&answered.body));
     let answer = answer.unwrap_or_default();
@@ -59,7 +64,8 @@ pub(crate) fn ring(http: &Http, config: &Config, number: &str, id: &str) -> Resu
     // The orderer's mistakes keep their status; ours and Twilio's are a bad gateway to them.
     let told = if matches!(status, 400 | 429) { status } else { 502 };
     let error = format!("Twilio: {message}");
-    Err(Reply::json(told, &json!({"error": error, "code": code, "status": status})))
+    let reply = Reply::json(told, &json!({"error": error, "code": code, "status": status}));
+    Err((reply, !(400..500).contains(&status)))
 }
 
 fn form(config: &Config, number: &str, from: &str, id: &str) -> String {
