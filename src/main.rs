@@ -51,7 +51,7 @@
 //!
 //! The caller is to notice as little as possible. If the connection to the agent breaks, a new
 //! agent takes over that knows what was said; a broken stream is followed by the next one; and a
-//! process that was killed has left a journal, with which the next one goes on (`around/mend.rs`).
+//! process that was killed has left a journal, by which the next one goes on (`around/resume.rs`).
 //!
 //! # The rooms
 //!
@@ -60,7 +60,7 @@
 //!
 //! ```text
 //! main.rs       the call: serve, route, Bridge, Call, steps 1 to 9
-//! around/       answer, mend, placeholders, ready, shutdown, webhook
+//! around/       answer, placeholders, ready, resume, shutdown, webhook
 //! owner/        access, calls, health, lines, metrics, orders, outgoing,
 //!               page, phone
 //! check/  demo/  diagram.rs  forget.rs  init.rs  outbox.rs  workflow.rs   other commands
@@ -120,8 +120,8 @@ use subtle::ConstantTimeEq as _;
 use tiny_http::Method;
 use tungstenite::protocol::frame::coding::CloseCode;
 
-use crate::around::mend::{another_stream, note_accepted, resume_agent, rings_again, take_up};
 use crate::around::ready::{Readiness, keep_ready, ready};
+use crate::around::resume::{another_stream, note_accepted, resume_agent, rings_again, take_up};
 use crate::around::shutdown::{Phase, await_end};
 use crate::around::webhook::from_twilio;
 use crate::door::health::Identity;
@@ -787,7 +787,7 @@ impl Call {
 }
 
 /// What a new agent is told that takes over from one whose connection broke.
-const LINE_BROKE: &str = "(The line was interrupted for a moment and is back. Say so briefly, \
+const INTERRUPTED: &str = "(The line was interrupted for a moment and is back. Say so briefly, \
     do not greet again, and go on exactly where the conversation was.)";
 /// What it is told when a transfer came to nothing.
 const NOBODY_ANSWERED: &str = "(The caller was to be put through to a person, but nobody answered. \
@@ -797,7 +797,7 @@ const NOT_TAKEN: &str = "(The caller was to be put through to a person, who did 
     call. Tell them so, apologise, do not greet again, and offer to help or to take a note.)";
 
 /// Thread U: keeps the agent company until the caller is there, relays its voice, says goodbye,
-/// files the transcript, even after a panic. Steps 4 to 9 of one call, in one function.
+/// files the transcript, even after a panic.
 fn agent_thread(call: &Call, line: LineInUse, conversation: impl FnOnce() -> EndedBy) {
     let why = outlive(conversation).unwrap_or(EndedBy::AgentLost);
     say_goodbye(call, why);
@@ -1640,7 +1640,7 @@ fn what_comes_next(bridge: &'static Bridge, sid: &str, form: &Form) -> Answer {
     match (call.filter(|call| !call.is_over()), bridge.calls.how_it_ended(sid)) {
         (Some(call), _) => another_stream(&call),
         (None, Some((how, transfer))) => after_the_agent(bridge, sid, how, transfer),
-        (None, None) => take_up(bridge, sid, LINE_BROKE),
+        (None, None) => take_up(bridge, sid, INTERRUPTED),
     }
 }
 

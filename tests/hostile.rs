@@ -285,7 +285,7 @@ fn a_media_stream_of_a_stranger_ends_with_its_first_mistake() -> Outcome {
     let mid_message = [frame(0x01, b"{\"ev"), frame(0x88, &1_000_u16.to_be_bytes())].concat();
     let media = r#"{"event":"media","streamSid":"MZ1","media":{"payload":"fn5+"}}"#;
     let [message, none] = ["TWILIO_MESSAGE_BYTES_MAX", FIRST_MISTAKE];
-    let sense = "nonsense on the line";
+    let sense = "nonsense on the connection";
     let not_ours = "its sound is not mu-law at 8000 Hz";
     let cases: [(&str, &str, Vec<u8>, &str, u16); 23] = [
         ("a frame not masked", none, b"\x81\x02{}".to_vec(), sense, 1002),
@@ -387,9 +387,9 @@ fn a_stream_that_misbehaves_after_its_start_ends_alone() -> Outcome {
         ("connected again", none, &connected, "a second start", 1002),
         ("another stream's media", none, &other, "a media message for another stream", 1002),
         ("bad base64", none, &not_base64, "a payload that is not base64", 1002),
-        ("a payload of 64 KiB", message, &huge, "nonsense on the line", 1009),
+        ("a payload of 64 KiB", message, &huge, "nonsense on the connection", 1009),
         ("a binary message", none, &binary, "a binary message", 1003),
-        ("not masked", none, &unmasked, "nonsense on the line", 1002),
+        ("not masked", none, &unmasked, "nonsense on the connection", 1002),
         ("media without payload", none, &empty, "a media message without its content", 1002),
         ("close in mid-message", none, &mid_message, "closed with code 1001", 1001),
     ];

@@ -16,7 +16,7 @@ use crate::records::event::lenient;
 pub(crate) const TRANSCRIPT_BYTES_MAX: usize = 1_024 * 1_024;
 
 /// How the texts begin that are put into the caller's mouth: by Ultravox when a call begins, and by
-/// us when one goes on (`LINE_BROKE` and `NOBODY_ANSWERED`). Journals of older versions hold them.
+/// us when one goes on (`INTERRUPTED` and `NOBODY_ANSWERED`). Journals of older versions hold them.
 const NOT_SAID: [&str; 3] = [
     "(New Call)",
     "(The line was interrupted for a moment and is back.",

@@ -70,11 +70,11 @@ pub(crate) enum Received {
 /// Why nothing more comes.
 #[derive(Debug)]
 pub(crate) enum SocketEnd {
-    /// Nothing within the reader's patience. The line may still be good.
+    /// Nothing within the reader's patience. The connection may still be good.
     Quiet,
     /// The peer said goodbye, with this code if any.
     Closed(Option<u16>),
-    /// The line broke without a goodbye.
+    /// The connection broke without a goodbye.
     Broken(String),
     /// The peer sent what is not WebSocket, or too much of it. It has been told.
     Nonsense(String),
@@ -86,8 +86,8 @@ impl Display for SocketEnd {
             SocketEnd::Quiet => f.write_str("nothing came for too long"),
             SocketEnd::Closed(Some(code)) => write!(f, "closed with code {code}"),
             SocketEnd::Closed(None) => f.write_str("closed"),
-            SocketEnd::Broken(why) => write!(f, "the line broke: {why}"),
-            SocketEnd::Nonsense(why) => write!(f, "nonsense on the line: {why}"),
+            SocketEnd::Broken(why) => write!(f, "the connection broke: {why}"),
+            SocketEnd::Nonsense(why) => write!(f, "nonsense on the connection: {why}"),
         }
     }
 }
@@ -314,8 +314,8 @@ impl Write for Wire<'_> {
     }
 }
 
-/// A write that ran out of time is the end of the line. tungstenite would take the `WouldBlock` by
-/// which the system reports it for "later".
+/// A write that ran out of time is the end of the connection. tungstenite would take the
+/// `WouldBlock` by which the system reports it for "later".
 fn dead_peer(error: io::Error) -> io::Error {
     if is_timeout(&error) { io::Error::other("the peer takes nothing any more") } else { error }
 }

@@ -259,7 +259,7 @@ fn the_conversation_goes_on(tls: bool, break_line: fn(&AgentCall)) -> Outcome {
     assert_eq!(ended_by, "CallerLeft");
     assert_eq!(world.ultravox.requests(), 2);
     assert_eq!(world.n8n.requests_of("1").len(), 1, "greeted twice");
-    world.bridge.wait_for_log("3 agent    warning: the agent's line broke")?;
+    world.bridge.wait_for_log("3 agent    warning: the agent's connection broke")?;
     assert_no_rule_broken(&world, &[&call.phone]);
     Ok(())
 }

@@ -385,7 +385,7 @@ fn sound_that_reaches_nobody_is_counted() -> Outcome {
     let call = connect(&world)?;
     world.ultravox.refuse_always(&Reply::Hang);
     call.agent.drop_line();
-    world.bridge.wait_for_log("the agent's line broke")?;
+    world.bridge.wait_for_log("the agent's connection broke")?;
     call.phone.speak(&voice(3, 200))?;
     let dropped = "callbridge_frames_dropped_total{direction=\"to_agent\"}";
     scrape_until(&world, dropped, 10)?;

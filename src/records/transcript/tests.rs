@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::records::event::Event;
 use crate::records::transcript::{Heard, Transcript};
-use crate::{LINE_BROKE, NOBODY_ANSWERED};
+use crate::{INTERRUPTED, NOBODY_ANSWERED};
 
 /// One transcript message: role, ordinal, text, delta, final.
 type Said = (&'static str, u64, Option<&'static str>, Option<&'static str>, bool);
@@ -163,7 +163,7 @@ fn an_agent_that_takes_over_counts_its_ordinals_anew() {
     let mut transcript = Transcript::default();
     transcript.hear(1, &message(&("agent", 0, Some("Hello."), None, true)));
     transcript.hear(1, &message(&("user", 1, Some("I want"), None, true)));
-    transcript.hear(2, &message(&("user", 0, Some(LINE_BROKE), None, true)));
+    transcript.hear(2, &message(&("user", 0, Some(INTERRUPTED), None, true)));
     transcript.hear(3, &message(&("user", 0, Some(NOBODY_ANSWERED), None, true)));
     transcript.hear(2, &message(&("agent", 1, None, Some("We are"), false)));
     transcript.hear(2, &message(&("agent", 1, Some("We are back."), None, true)));

@@ -343,8 +343,8 @@ fn the_end_of_a_line_reads_as_a_sentence() {
         (SocketEnd::Quiet, "nothing came for too long"),
         (SocketEnd::Closed(Some(1008)), "closed with code 1008"),
         (SocketEnd::Closed(None), "closed"),
-        (SocketEnd::Broken("no goodbye".to_owned()), "the line broke: no goodbye"),
-        (SocketEnd::Nonsense("too long".to_owned()), "nonsense on the line: too long"),
+        (SocketEnd::Broken("no goodbye".to_owned()), "the connection broke: no goodbye"),
+        (SocketEnd::Nonsense("too long".to_owned()), "nonsense on the connection: too long"),
     ];
     for (end, wanted) in cases {
         assert_eq!(end.to_string(), wanted);

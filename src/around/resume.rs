@@ -2,9 +2,9 @@
 //!
 //! The caller is to notice as little as possible. A stream that broke is followed by another one,
 //! with a token of its own. A call that no thread knows is read from its journal, and a new agent
-//! goes on with all that was said, or greets if nobody has yet. How often that is tried, and what
-//! the caller hears when it is not any more, is bounded here; that there is a break at all is found
-//! in steps 1, 5, 6 and 8. A call that is over stays over, however often it rings.
+//! goes on with all that was said, or greets if nobody has yet. How often that is tried is bounded
+//! here, and what the caller hears when it is not tried any more; that there is a break at all is
+//! found in steps 1, 5, 6 and 8. A call that is over stays over, however often it rings.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -20,15 +20,15 @@ use crate::toolbox::log::{Sid, log};
 use crate::toolbox::metrics::{RESUMES, refused};
 use crate::toolbox::threads::{lock, wait};
 use crate::{
-    Answer, Bridge, Call, CallState, IncomingCall, LINE_BROKE, NOBODY_ANSWERED, NOT_TAKEN, Opening,
-    after_the_agent, begin, cannot_serve, connect_to_agent, join_agent,
+    Answer, Bridge, Call, CallState, INTERRUPTED, IncomingCall, NOBODY_ANSWERED, NOT_TAKEN,
+    Opening, after_the_agent, begin, cannot_serve, connect_to_agent, join_agent,
 };
 
 /// Streams of one call. One more, and the caller hears the apology: something cuts them all.
 pub(crate) const STREAMS_MAX: u32 = 6;
 
-/// From a broken line of the agent's to the next agent. All that time the caller hears a tone, and
-/// then the apology.
+/// From a broken connection of the agent's to the next agent. All that time the caller hears a
+/// tone, and then the apology.
 const RESUME_WITHIN: Duration = Duration::from_secs(10);
 /// The first pause between two tries; it doubles. A server that restarts refuses at once, and each
 /// try may leave behind an agent that nobody joins.
@@ -73,11 +73,11 @@ pub(crate) fn rings_again(bridge: &'static Bridge, incoming: &IncomingCall) -> O
             return Some(after_the_agent(bridge, sid, how, None));
         }
         // Only the journal knows whether that is over.
-        Some((EndedBy::Transferred, _)) => take_up(bridge, sid, LINE_BROKE),
+        Some((EndedBy::Transferred, _)) => take_up(bridge, sid, INTERRUPTED),
         Some(_) => Answer::HangUp,
         None if is_ours || !bridge.journals.knows(sid) => return None,
         // There may be a name without a file, of a call that never got a line.
-        None => bridge.journals.find(sid).map(|_| take_up(bridge, sid, LINE_BROKE))?,
+        None => bridge.journals.find(sid).map(|_| take_up(bridge, sid, INTERRUPTED))?,
     };
     if matches!(answer, Answer::HangUp) {
         log!(Sid { sid }, Warn, Ring, "it rings again, but is over");
@@ -124,7 +124,7 @@ pub(crate) fn take_up(bridge: &'static Bridge, sid: &str, what_happened: &'stati
         None if past.is_forgotten() => return Answer::HangUp,
         None => {}
     }
-    if past.transfer.is_some() && what_happened == LINE_BROKE {
+    if past.transfer.is_some() && what_happened == INTERRUPTED {
         return after_the_agent(bridge, sid, EndedBy::Transferred, past.transfer);
     }
     let (was_answered, first_message) = (past.was_answered, past.first_message.clone());
@@ -132,10 +132,10 @@ pub(crate) fn take_up(bridge: &'static Bridge, sid: &str, what_happened: &'stati
         Admission::Yours(call, line) => {
             log!(call, Warn, Ring, "the call is taken up from its journal");
             bridge.outbox.forget(sid);
-            let after = if what_happened == LINE_BROKE { "process" } else { "transfer" };
+            let after = if what_happened == INTERRUPTED { "process" } else { "transfer" };
             RESUMES.of(&[after]).add();
             // Whoever came to no person is spoken to by the agent, whatever n8n has decided.
-            if was_answered || what_happened != LINE_BROKE {
+            if was_answered || what_happened != INTERRUPTED {
                 connect_to_agent(&call, line, &Opening::GoOn(what_happened))
             } else {
                 begin(&call, line, &first_message)
@@ -163,16 +163,16 @@ pub(crate) fn note_accepted(bridge: &Bridge, sid: &str) {
     }
 }
 
-/// A new agent after a broken line, within [`RESUME_WITHIN`]. Meanwhile thread T finds no agent,
-/// and lets the caller hear a tone. None: there is none to be had, or the call is over.
+/// A new agent after a broken connection, within [`RESUME_WITHIN`]. Meanwhile thread T finds no
+/// agent, and lets the caller hear a tone. None: there is none to be had, or the call is over.
 pub(crate) fn resume_agent(call: &Arc<Call>) -> Option<Arc<AgentLeg>> {
     let began = Instant::now();
     let deadline = began + RESUME_WITHIN;
     lock(&call.state).agent = None;
-    log!(call, Warn, Agent, "the agent's line broke; a new one goes on from here");
+    log!(call, Warn, Agent, "the agent's connection broke; a new one goes on from here");
     let mut pause = RESUME_PAUSE_MIN;
     loop {
-        let failure = match join_agent(call, &Opening::GoOn(LINE_BROKE), deadline) {
+        let failure = match join_agent(call, &Opening::GoOn(INTERRUPTED), deadline) {
             Ok(agent) => {
                 RESUMES.of(&["agent_line"]).add();
                 let ms = began.elapsed().as_millis();
