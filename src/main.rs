@@ -121,7 +121,8 @@ use tiny_http::Method;
 use tungstenite::protocol::frame::coding::CloseCode;
 
 use crate::around::ready::{Readiness, keep_ready, ready};
-use crate::around::resume::{another_stream, note_accepted, resume_agent, rings_again, take_up};
+use crate::around::resume::{another_stream, has_taken_it, note_accepted, resume_agent};
+use crate::around::resume::{rings_again, take_up};
 use crate::around::shutdown::{Phase, await_end};
 use crate::around::webhook::from_twilio;
 use crate::door::health::Identity;
@@ -1615,13 +1616,13 @@ fn stream_ended(bridge: &'static Bridge, form: &Form) -> Reply {
 }
 
 /// The form has a `DialCallStatus` if a person was rung for the caller. That somebody picked up
-/// (`completed`) says nothing, mailboxes do that; `DialBridged` says that they took the call.
+/// (`completed`) says nothing, mailboxes do that.
 fn what_comes_next(bridge: &'static Bridge, sid: &str, form: &Form) -> Answer {
     bridge.calls.await_filed(sid);
     bridge.calls.left_person(sid);
     let call = bridge.calls.find(sid);
     let dial_status = form.get("DialCallStatus");
-    let is_accepted = form.get("DialBridged") == "true";
+    let is_accepted = has_taken_it(bridge, sid, form);
     if is_accepted {
         note_accepted(bridge, sid);
     }

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::owner::lines::{Admission, NoLine};
+use crate::parties::twilio::Form;
 use crate::parties::ultravox::leg::AgentLeg;
 use crate::records::ended_by::EndedBy;
 use crate::records::event::Event;
@@ -146,6 +147,19 @@ pub(crate) fn take_up(bridge: &'static Bridge, sid: &str, what_happened: &'stati
             refused(reason);
             sorry(&phrases.busy)
         }
+    }
+}
+
+/// Whether the person who was rung has taken the call. Twilio says so (`DialBridged`). Should it say
+/// nothing, the key in the journal does; and who was rung in the agent's place had none to press.
+pub(crate) fn has_taken_it(bridge: &Bridge, sid: &str, form: &Form) -> bool {
+    match form.get("DialBridged") {
+        "" => {
+            let is_picked_up = matches!(form.get("DialCallStatus"), "completed" | "answered");
+            let read = || PastCall::read(&bridge.journals.find(sid)?).ok();
+            is_picked_up && read().is_none_or(|past| past.transfer.is_none() || past.accepted)
+        }
+        bridged => bridged == "true",
     }
 }
 

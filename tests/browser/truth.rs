@@ -561,6 +561,6 @@ fn what_ultravox_says_of_a_call_is_read_there() -> Outcome {
     phone.hang_up()?;
     world.n8n.wait_for("2", 1, 2 * PATIENCE)?;
     browser.open(&world, &format!("#{}", ringing.call_sid))?;
-    browser.wait(&format!("text('.told').includes('{SUMMARY}')"))?;
+    browser.wait(&format!("text('.told') === '{SUMMARY} Ultravox bills 72 s.'"))?;
     Ok(())
 }

@@ -419,3 +419,29 @@ fn nobody_is_put_through_while_a_tool_is_at_work() -> Outcome {
     assert!(back.twiml.stream_url.is_some(), "{}", back.twiml.xml);
     Ok(())
 }
+
+/// Twilio's word on it is documented and has not been seen. Without it, the key tells.
+#[test]
+fn who_has_taken_the_call_is_known_without_twilios_word() -> Outcome {
+    for (key, knows) in [("1", ""), ("2", "did not take the call")] {
+        let world = builder().setting("FALLBACK_NUMBER", COLLEAGUE).start()?;
+        let (_call, dial) = put_through(&world)?;
+        dial.person_picks_up(&world)?.presses(key)?;
+        let answer = dial.next(&world, &[("DialCallStatus", "completed")])?;
+        if key == "1" {
+            assert_hangup(&answer);
+            is_filed(&world, "", "Transferred")?;
+        } else {
+            let (_agent, phone) = is_back(&world, &answer, knows)?;
+            phone.hang_up()?;
+            is_filed(&world, "\nAgent: Sorry.", "CallerLeft")?;
+        }
+    }
+    // A number that is rung in the agent's place has nothing to press.
+    let world = builder().setting("FALLBACK_NUMBER", COLLEAGUE).setting("MAX_CALLS", 1).start()?;
+    let _busy = connect_and_talk(&world)?;
+    let instead = world.ring("+4930901821")?;
+    assert_eq!(instead.twiml.dial.as_deref(), Some(COLLEAGUE));
+    assert_hangup(&instead.next(&world, &[("DialCallStatus", "completed")])?);
+    Ok(())
+}
