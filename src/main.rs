@@ -291,7 +291,7 @@ fn run(bridge: &'static Bridge, listener: TcpListener) -> io::Result<()> {
     let signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
     introduce(&bridge.config, &bridge.agent.get(), address);
     keep_ready(bridge)?;
-    door::open(listener, bridge, bridge.config.max_calls.get())?;
+    door::open(listener, bridge, || bridge.config.max_calls.get())?;
     // Thousands of journals take a while to read. Neither a caller nor a signal waits for them.
     spawn("journals".into(), move || {
         let ask = |id: &str, within| bridge.ultravox.summary(id, within);

@@ -97,7 +97,7 @@ fn near(bind: IpAddr) -> IpAddr {
 fn stand_in(setup: &'static Setup, nonce: &str) -> (Finding, Option<String>) {
     let (bridge, port) = (setup.bridge, setup.bridge.config.port);
     let opened = TcpListener::bind((bridge.config.bind, port))
-        .and_then(|listener| door::open(listener, setup, bridge.config.max_calls.get()));
+        .and_then(|listener| door::open(listener, setup, || bridge.config.max_calls.get()));
     match opened {
         Ok(()) => {
             let what =

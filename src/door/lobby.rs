@@ -22,7 +22,8 @@ use crate::toolbox::threads::lock;
 const UNDECIDED_MAX: usize = 256;
 
 pub(super) struct Lobby {
-    most: usize,
+    /// Asked whenever somebody enters: an account may come to allow more calls.
+    most: Box<dyn Fn() -> usize + Send + Sync>,
     inside: AtomicUsize,
     undecided: Mutex<VecDeque<Arc<TcpStream>>>,
 }
@@ -34,16 +35,17 @@ pub(crate) struct Visitor {
 }
 
 impl Lobby {
-    pub(super) fn for_at_most(most: usize) -> Lobby {
-        Lobby { most, inside: AtomicUsize::new(0), undecided: Mutex::default() }
+    pub(super) fn for_at_most(most: impl Fn() -> usize + Send + Sync + 'static) -> Lobby {
+        Lobby { most: Box::new(most), inside: AtomicUsize::new(0), undecided: Mutex::default() }
     }
 
     pub(super) fn enter(&'static self, socket: &Arc<TcpStream>) -> io::Result<Visitor> {
         let inside = self.inside.fetch_add(1, Ordering::SeqCst);
         let visitor = Visitor { socket: Arc::clone(socket), lobby: self };
-        if inside >= self.most {
+        let most = (self.most)();
+        if inside >= most {
             refused("too_many_connections");
-            return Err(io::Error::other(format!("{} connections are open", self.most)));
+            return Err(io::Error::other(format!("{most} connections are open")));
         }
         let mut undecided = lock(&self.undecided);
         undecided.push_back(Arc::clone(socket));

@@ -12,7 +12,7 @@
 //! It routes. It reads no bodies, and knows neither calls nor who may do what.
 //!
 //! ```text
-//! door::open(listener, bridge, config.max_calls)?;
+//! door::open(listener, bridge, || bridge.config.max_calls.get())?;
 //! ```
 
 pub(crate) mod head;
@@ -65,9 +65,9 @@ struct Door {
 pub(crate) fn open(
     listener: TcpListener,
     hall: &'static dyn Hall,
-    max_calls: usize,
+    max_calls: impl Fn() -> usize + Send + Sync + 'static,
 ) -> io::Result<()> {
-    let lobby = Lobby::for_at_most(CONNECTIONS_MAX + max_calls);
+    let lobby = Lobby::for_at_most(move || CONNECTIONS_MAX + max_calls());
     // Connections hold on to it until the process ends, so nobody could ever free it.
     let door: &'static Door = Box::leak(Box::new(Door { hall, lobby, http: Mutex::default() }));
     start_http(door)?;

@@ -33,7 +33,7 @@ fn a_stream_is_sent_at_once_or_given_up() {
     let (sender, streams) = mpsc::channel();
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let address = listener.local_addr().unwrap();
-    open(listener, Box::leak(Box::new(Watching(sender))), 1).unwrap();
+    open(listener, Box::leak(Box::new(Watching(sender))), || 1).unwrap();
     let mut far = TcpStream::connect(address).unwrap();
     far.write_all(b"GET /media-stream/token HTTP/1.1\r\nHost: h\r\n\r\n").unwrap();
     assert_eq!(streams.recv_timeout(DEADLINE).unwrap(), (true, Some(WRITE_WITHIN)));

@@ -54,10 +54,10 @@ pub(crate) fn delete_journal(bridge: &'static Bridge, url: &str, order: &Value) 
     if let Err(failure) = gone {
         return not_deleted(sid, &failure);
     }
-    bridge.outbox.drop_delivery(sid);
     if let Err(error) = fs::remove_file(&path) {
         return Reply::error(500, &format!("the journal cannot be removed: {error}"));
     }
+    bridge.outbox.drop_delivery(sid);
     log!(Sid { sid }, Info, After, "deleted as ordered, here and at Ultravox");
     Reply::json(200, &json!({"deleted": sid}))
 }

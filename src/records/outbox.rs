@@ -17,6 +17,8 @@
 //! never speaks to anybody itself, and never gives a transcript up: what is not taken for
 //! [`DELIVER_FOR`] stays on disk and is reported.
 
+mod clock;
+
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -29,7 +31,8 @@ use jiff::Timestamp;
 
 use crate::records::delivery::{Claim, DELIVER_AGAIN_MAX, DELIVER_FOR, DELIVER_WITHIN, Delivery};
 use crate::records::event::Event;
-use crate::records::journal::{Journals, journals, sid_of};
+use crate::records::journal::{Journal, Journals, journals, sid_of};
+use crate::records::outbox::clock::{CLOCK_STEADY_FOR, Clock};
 use crate::records::past::{PastCall, delivered_at};
 use crate::setup::settings::Config;
 use crate::toolbox::failure::{Failure, Party};
@@ -45,10 +48,6 @@ const ASKS_AT_ONCE: usize = 4;
 const LOOK_AGAIN_AFTER: Duration = Duration::from_secs(5);
 /// How often the journals are looked through for those that are older than `KEEP_DAYS`.
 const TIDY_EVERY: Duration = Duration::from_hours(24);
-/// A clock that is about to be set right is set right by then. Nothing is removed before.
-const CLOCK_STEADY_FOR: Duration = Duration::from_hours(1);
-/// By more than this a clock does not go wrong by itself between two looks: it was set.
-const CLOCK_JUMP: Duration = Duration::from_mins(1);
 
 pub(crate) struct Outbox {
     data_dir: PathBuf,
@@ -63,8 +62,7 @@ pub(crate) struct Outbox {
 #[derive(Default)]
 struct Deliveries {
     waiting: Vec<Delivery>,
-    /// Those that are being delivered now, and since when they have been waiting.
-    on_the_way: Vec<(String, Instant)>,
+    on_the_way: Vec<OnTheWay>,
     /// Journals that somebody had.
     held: Vec<PathBuf>,
     /// What earlier processes have left behind is complete, but for those.
@@ -73,6 +71,15 @@ struct Deliveries {
     over: HashSet<String>,
     /// The process is about to end, and nobody waits for a summary any more.
     is_ending: bool,
+}
+
+/// A delivery that a thread has: to deliver it, or to ask for its summary.
+struct OnTheWay {
+    sid: String,
+    since: Instant,
+    asks: bool,
+    /// Its journal was removed meanwhile, so it is not put back.
+    is_dropped: bool,
 }
 
 impl Deliveries {
@@ -87,10 +94,24 @@ impl Deliveries {
         self.waiting.push(delivery);
     }
 
-    fn is_back(&mut self, sid: &str) {
-        if let Some(at) = self.on_the_way.iter().position(|(other, _)| other == sid) {
-            self.on_the_way.swap_remove(at);
+    fn is_on_the_way(&self, sid: &str) -> bool {
+        self.on_the_way.iter().any(|other| other.sid == sid)
+    }
+
+    /// False: it was dropped meanwhile.
+    fn is_back(&mut self, sid: &str) -> bool {
+        let at = self.on_the_way.iter().position(|other| other.sid == sid);
+        let is_dropped = at.is_some_and(|at| self.on_the_way.swap_remove(at).is_dropped);
+        if is_dropped {
+            self.remove(sid);
         }
+        !is_dropped
+    }
+
+    fn remove(&mut self, sid: &str) {
+        self.waiting.retain(|delivery| delivery.sid != sid);
+        self.held.retain(|path| sid_of(path) != sid);
+        self.over.remove(sid);
     }
 }
 
@@ -144,7 +165,7 @@ impl Outbox {
                 let file = Arc::clone(&file);
                 spawn_for_good("outbox".into(), move || {
                     loop {
-                        let delivery = self.next(|delivery| Some(delivery.due()));
+                        let delivery = self.next(false);
                         let sid = delivery.sid.clone();
                         self.done(&sid, self.try_one(journals, delivery, &*file));
                     }
@@ -157,9 +178,8 @@ impl Outbox {
                 let ask = Arc::clone(&ask);
                 spawn_for_good("summaries".into(), move || {
                     loop {
-                        let mut delivery = self.next(Delivery::next_ask);
-                        delivery.ask(journals, &*ask);
-                        self.asked(delivery);
+                        let delivery = self.next(true);
+                        self.asked(self.ask_one(journals, delivery, &*ask));
                     }
                 })
             });
@@ -186,6 +206,8 @@ impl Outbox {
                 delivery.is_due_in(LOOK_AGAIN_AFTER);
                 Some(delivery)
             }
+            // What was removed before it was ours would be written anew.
+            Claim::Ours if self.is_dropped(&delivery.sid) => None,
             Claim::Ours => {
                 let failure = match outlive(|| file(&mut delivery)) {
                     Some(Ok(())) => return None,
@@ -197,6 +219,27 @@ impl Outbox {
                 again
             }
         }
+    }
+
+    fn ask_one(
+        &self,
+        journals: &Journals,
+        mut delivery: Delivery,
+        ask: impl Fn(&str, Duration) -> Result<Event, Failure>,
+    ) -> Delivery {
+        let sid = delivery.sid.clone();
+        delivery.ask(journals, |id, within| {
+            if self.is_dropped(&sid) {
+                return Err(Failure::new(Party::Ultravox, "the call was deleted"));
+            }
+            ask(id, within)
+        });
+        delivery
+    }
+
+    /// Asked with its journal in hand: nobody can remove that any more.
+    fn is_dropped(&self, sid: &str) -> bool {
+        lock(&self.deliveries).on_the_way.iter().any(|other| other.sid == sid && other.is_dropped)
     }
 
     fn keep_looking(&self, journals: &Journals) {
@@ -240,15 +283,12 @@ impl Outbox {
     }
 
     fn look_at(&self, journals: &Journals, path: &Path, quiet_max: Duration) -> Found {
-        let past = {
-            let Ok(_journal) = journals.claim(path) else { return Found::Held };
-            PastCall::read(path)
-        };
-        match past {
+        let Ok(journal) = journals.claim(path) else { return Found::Held };
+        match PastCall::read(path) {
             Ok(past) if past.delivered => Found::Delivered(past.quiet_for),
             Ok(past) if past.quiet_for > quiet_max => Found::TooOld,
             Ok(past) => {
-                self.add_left_behind(Delivery::left_behind(past, path.to_owned()));
+                self.add_left_behind(Delivery::left_behind(past, path.to_owned()), journal);
                 Found::Waits
             }
             Err(error) => {
@@ -278,18 +318,19 @@ impl Outbox {
         self.changed.notify_all();
     }
 
-    /// Calls come in and end while the journals are being read, so it may be here already.
-    fn add_left_behind(&self, mut delivery: Delivery) {
+    /// Calls come in and end while the journals are being read, so it may be here already. Its
+    /// journal is let go of when it is here: so nobody removes it in between, or finds it held.
+    fn add_left_behind(&self, mut delivery: Delivery, journal: Journal) {
         let mut deliveries = lock(&self.deliveries);
         if deliveries.over.contains(&delivery.sid) {
             delivery.is_due_now();
         }
-        let is_its = |sid: &str| sid == delivery.sid;
-        let is_here = deliveries.waiting.iter().any(|other| is_its(&other.sid))
-            || deliveries.on_the_way.iter().any(|(sid, _)| is_its(sid));
+        let is_here = deliveries.waiting.iter().any(|other| other.sid == delivery.sid)
+            || deliveries.is_on_the_way(&delivery.sid);
         if !is_here {
             deliveries.take_in(delivery);
         }
+        drop(journal);
         drop(deliveries);
         self.changed.notify_all();
     }
@@ -306,8 +347,7 @@ impl Outbox {
     /// A call of which nothing more will come.
     pub(crate) fn file_now(&self, sid: &str) {
         let mut deliveries = lock(&self.deliveries);
-        let mut is_here =
-            deliveries.is_held(sid) || deliveries.on_the_way.iter().any(|(other, _)| other == sid);
+        let mut is_here = deliveries.is_held(sid) || deliveries.is_on_the_way(sid);
         for delivery in deliveries.waiting.iter_mut().filter(|delivery| delivery.sid == sid) {
             delivery.is_due_now();
             is_here = true;
@@ -321,7 +361,7 @@ impl Outbox {
     }
 
     /// All that n8n is still to get is due now, also what it has not taken for [`DELIVER_FOR`].
-    /// Gives how much that is.
+    /// Gives how much that is, with what goes when its summary is there.
     pub(crate) fn offer_again(&self, journals: &Journals) -> usize {
         if self.given_up.swap(0, Ordering::Relaxed) > 0 {
             for path in self::journals(&self.data_dir) {
@@ -331,17 +371,23 @@ impl Outbox {
             }
         }
         let mut deliveries = lock(&self.deliveries);
+        let mut offered = deliveries.on_the_way.len();
         for delivery in deliveries.waiting.iter_mut().filter(|one| !one.is_unfinished()) {
-            delivery.is_due_in(Duration::ZERO);
+            delivery.is_due_now();
+            offered += 1;
         }
         drop(deliveries);
         self.changed.notify_all();
-        self.waiting()
+        offered
     }
 
-    /// Its journal is about to be removed.
+    /// By whoever has its journal, and has removed it. What is on its way is not put back.
     pub(crate) fn drop_delivery(&self, sid: &str) {
-        lock(&self.deliveries).waiting.retain(|delivery| delivery.sid != sid);
+        let mut deliveries = lock(&self.deliveries);
+        deliveries.remove(sid);
+        for other in deliveries.on_the_way.iter_mut().filter(|other| other.sid == sid) {
+            other.is_dropped = true;
+        }
     }
 
     /// A call that goes on after all. It files itself when it ends, and then has more to tell.
@@ -351,15 +397,17 @@ impl Outbox {
         deliveries.over.remove(sid);
     }
 
-    /// Sleeps until something is due, and takes it out. The oldest first.
-    fn next(&self, due: impl Fn(&Delivery) -> Option<Instant>) -> Delivery {
+    /// Sleeps until something is due, or is to be asked for, and takes it out. The oldest first.
+    fn next(&self, asks: bool) -> Delivery {
+        let due = |one: &Delivery| if asks { one.next_ask() } else { Some(one.due()) };
         let mut deliveries = lock(&self.deliveries);
         loop {
             let now = Instant::now();
             let is_due = |delivery: &Delivery| due(delivery).is_some_and(|due| due <= now);
             if let Some(at) = deliveries.waiting.iter().position(is_due) {
                 let delivery = deliveries.waiting.remove(at);
-                deliveries.on_the_way.push((delivery.sid.clone(), delivery.since()));
+                let (sid, since) = (delivery.sid.clone(), delivery.since());
+                deliveries.on_the_way.push(OnTheWay { sid, since, asks, is_dropped: false });
                 return delivery;
             }
             let earliest = deliveries.waiting.iter().filter_map(&due).min();
@@ -372,11 +420,12 @@ impl Outbox {
 
     fn done(&self, sid: &str, again: Option<Delivery>) {
         let mut deliveries = lock(&self.deliveries);
-        deliveries.is_back(sid);
-        if !deliveries.is_held(sid) {
-            deliveries.over.remove(sid);
+        if deliveries.is_back(sid) {
+            if !deliveries.is_held(sid) {
+                deliveries.over.remove(sid);
+            }
+            deliveries.waiting.extend(again);
         }
-        deliveries.waiting.extend(again);
         drop(deliveries);
         self.changed.notify_all();
     }
@@ -384,8 +433,9 @@ impl Outbox {
     /// It is still to be filed.
     fn asked(&self, delivery: Delivery) {
         let mut deliveries = lock(&self.deliveries);
-        deliveries.is_back(&delivery.sid);
-        deliveries.take_in(delivery);
+        if deliveries.is_back(&delivery.sid) {
+            deliveries.take_in(delivery);
+        }
         drop(deliveries);
         self.changed.notify_all();
     }
@@ -419,7 +469,7 @@ impl Outbox {
         let deliveries = lock(&self.deliveries);
         let is_n8ns = |one: &&Delivery| !one.is_unfinished() && one.next_ask().is_none();
         let finished = deliveries.waiting.iter().filter(is_n8ns);
-        let on_the_way = deliveries.on_the_way.iter().map(|(_, since)| *since);
+        let on_the_way = deliveries.on_the_way.iter().filter(|one| !one.asks).map(|one| one.since);
         finished.map(Delivery::since).chain(on_the_way).collect()
     }
 
@@ -436,30 +486,6 @@ fn insist(start: impl Fn() -> io::Result<JoinHandle<()>>) {
             log!(Error, "no thread to deliver transcripts: {error}; trying on");
         }
         thread::sleep(LOOK_AGAIN_AFTER);
-    }
-}
-
-/// Whether the calendar can be believed. A machine that begins with a wrong one is set right soon
-/// after, and until then every journal may look old enough to go.
-struct Clock {
-    steady_since: Instant,
-    looked: (Instant, Timestamp),
-}
-
-impl Clock {
-    fn new() -> Clock {
-        Clock { steady_since: Instant::now(), looked: (Instant::now(), Timestamp::now()) }
-    }
-
-    fn steady_for(&mut self, calendar: Timestamp) -> Duration {
-        let (then, calendar_then) = std::mem::replace(&mut self.looked, (Instant::now(), calendar));
-        let passed = then.elapsed();
-        let by_the_calendar = calendar.duration_since(calendar_then);
-        let jump = by_the_calendar.unsigned_abs().abs_diff(passed);
-        if by_the_calendar.is_negative() || jump > CLOCK_JUMP {
-            self.steady_since = Instant::now();
-        }
-        self.steady_since.elapsed()
     }
 }
 

@@ -119,7 +119,7 @@ impl AgentInForce {
             return wanted;
         }
         drop(latest);
-        let looking = Looking(self);
+        let mut looking = Looking { agent: self, is_over: false };
         let started = spawn("agent files".into(), move || while looking.once_more(config) {});
         if let Err(error) = started {
             log!(Warn, "no thread to look at the agent files: {error}");
@@ -158,15 +158,20 @@ impl AgentInForce {
     }
 }
 
-/// Whoever looks at the files now. Dropped, nobody does.
-struct Looking(&'static AgentInForce);
+/// Whoever looks at the files now. Dropped, they do not.
+struct Looking {
+    agent: &'static AgentInForce,
+    /// From then on somebody else may look.
+    is_over: bool,
+}
 
 impl Looking {
     /// False: all who have asked are served.
-    fn once_more(&self, config: &Config) -> bool {
-        let mut latest = lock(&self.0.latest);
+    fn once_more(&mut self, config: &Config) -> bool {
+        let mut latest = lock(&self.agent.latest);
         if latest.done == latest.asked {
             latest.is_looking = false;
+            self.is_over = true;
             return false;
         }
         let asked = latest.asked;
@@ -174,10 +179,10 @@ impl Looking {
         let seen = latest.seen.clone();
         drop(latest);
         if is_ordered || seen.into_iter().any(|seen| look_at(seen.0.clone()) != seen) {
-            self.0.read(config);
+            self.agent.read(config);
         }
-        lock(&self.0.latest).done = asked;
-        self.0.changed.notify_all();
+        lock(&self.agent.latest).done = asked;
+        self.agent.changed.notify_all();
         true
     }
 }
@@ -185,7 +190,12 @@ impl Looking {
 /// Also of a thread that could not begin, or has ended by a fault.
 impl Drop for Looking {
     fn drop(&mut self) {
-        lock(&self.0.latest).is_looking = false;
-        self.0.changed.notify_all();
+        if !self.is_over {
+            lock(&self.agent.latest).is_looking = false;
+            self.agent.changed.notify_all();
+        }
     }
 }
+
+#[cfg(test)]
+mod tests;

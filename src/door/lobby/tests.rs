@@ -3,13 +3,14 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::io::Read as _;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::door::lobby::{Lobby, UNDECIDED_MAX};
 use crate::testing::sockets;
 
 #[test]
 fn one_more_than_the_most_is_turned_away_until_somebody_leaves() {
-    let lobby: &'static Lobby = Box::leak(Box::new(Lobby::for_at_most(2)));
+    let lobby: &'static Lobby = Box::leak(Box::new(Lobby::for_at_most(|| 2)));
     let (near, _far) = sockets();
     let (first, second) = (lobby.enter(&near).unwrap(), lobby.enter(&near).unwrap());
     // Whoever has decided is inside all the same.
@@ -26,8 +27,21 @@ fn one_more_than_the_most_is_turned_away_until_somebody_leaves() {
 }
 
 #[test]
+fn there_may_be_more_as_soon_as_the_account_allows_more_calls() {
+    static MOST: AtomicUsize = AtomicUsize::new(1);
+    let most = || MOST.load(Ordering::Relaxed);
+    let lobby: &'static Lobby = Box::leak(Box::new(Lobby::for_at_most(most)));
+    let (near, _far) = sockets();
+    let _first = lobby.enter(&near).unwrap();
+    assert!(lobby.enter(&near).is_err());
+    MOST.store(2, Ordering::Relaxed);
+    let _second = lobby.enter(&near).unwrap();
+    assert_eq!(lobby.enter(&near).err().unwrap().to_string(), "2 connections are open");
+}
+
+#[test]
 fn the_oldest_of_those_who_only_stand_there_makes_room() {
-    let lobby: &'static Lobby = Box::leak(Box::new(Lobby::for_at_most(usize::MAX)));
+    let lobby: &'static Lobby = Box::leak(Box::new(Lobby::for_at_most(|| usize::MAX)));
     let enter = || {
         let (near, far) = sockets();
         (lobby.enter(&near).unwrap(), far)

@@ -2,16 +2,17 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
-use std::time::Instant;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
 use std::{fs, thread};
 
 use jiff::Timestamp;
 use serde_json::json;
-use tempfile::tempdir;
+use tempfile::{TempDir, tempdir};
 
-use crate::records::delivery::DELIVER_FOR;
+use crate::records::delivery::{DELIVER_FOR, Delivery};
 use crate::records::journal::{Journals, journals as all, sid_of};
-use crate::records::outbox::{CLOCK_STEADY_FOR, Clock, Found, Outbox};
+use crate::records::outbox::{Found, Outbox};
 use crate::testing::{DEADLINE, file_in, settings};
 use crate::toolbox::threads::lock;
 
@@ -63,22 +64,13 @@ fn a_process_that_ends_waits_for_no_summary() {
     let scratch = tempdir().unwrap();
     let config = settings(&[("DATA_DIR", scratch.path().to_str().unwrap())]);
     let outbox = Outbox::new(&config.ok().unwrap());
-    let at = Timestamp::now().to_string();
-    let events = [
-        json!({"at": at, "event": "ring", "callSid": "CA1"}),
-        json!({"at": at, "event": "agent", "callId": "u1", "agent": 1}),
-        json!({"at": at, "event": "said", "agent": 1, "ordinal": 0, "text": "Hi."}),
-        json!({"at": at, "event": "end", "endedBy": "CallerLeft"}),
-    ];
-    fs::create_dir_all(scratch.path().join("calls")).unwrap();
-    let lines = events.map(|event| format!("{event}\n")).concat();
-    file_in(&scratch, "calls/1-CA1.jsonl", lines);
+    past_call(&scratch);
     assert_eq!(outbox.look_through(&Journals::new(scratch.path()), false), 1);
     assert_eq!(outbox.waiting(), 0, "it is not n8n's turn yet");
     thread::scope(|scope| {
         scope.spawn(|| outbox.await_first_tries());
         wait_for(|| lock(&outbox.deliveries).is_ending.then_some(()));
-        let delivery = outbox.next(|delivery| Some(delivery.due()));
+        let delivery = outbox.next(false);
         assert!(delivery.next_ask().is_none(), "it goes as it is");
         outbox.done("CA1", None);
     });
@@ -101,7 +93,7 @@ fn a_call_that_is_over_is_filed_as_soon_as_nobody_has_its_journal() {
     ours.flush(DEADLINE);
 
     let their_journal = wait_for(|| theirs.claim(&path).ok());
-    let due = outbox.next(|delivery| Some(delivery.due()));
+    let due = outbox.next(false);
     let again = outbox.try_one(&ours, due, |_| Ok(()));
     assert!(again.is_none(), "held");
     outbox.done("CA1", again);
@@ -109,6 +101,83 @@ fn a_call_that_is_over_is_filed_as_soon_as_nobody_has_its_journal() {
     wait_for(|| matches!(outbox.look_at(&ours, &path, DELIVER_FOR), Found::Waits).then_some(()));
     let waiting = &lock(&outbox.deliveries).waiting;
     assert!(waiting.iter().any(|delivery| delivery.due() <= Instant::now()), "four hours more");
+}
+
+/// Also if a thread has its delivery just then, and comes too early or too late for the journal.
+#[test]
+fn a_call_that_was_deleted_is_not_delivered() {
+    let scratch = tempdir().unwrap();
+    let config = settings(&[("DATA_DIR", scratch.path().to_str().unwrap())]);
+    let outbox = Outbox::new(&config.ok().unwrap());
+    let journals = Journals::new(scratch.path());
+    let put_back = |delivery: Delivery| {
+        let sid = delivery.sid.clone();
+        let again = outbox.try_one(&journals, delivery, |_| unreachable!("it is delivered"));
+        outbox.done(&sid, again);
+    };
+    let ask = |delivery: Delivery| {
+        outbox.asked(outbox.ask_one(&journals, delivery, |_, _| unreachable!("it is asked for")));
+    };
+    for (asks, is_late) in [(false, false), (false, true), (true, false), (true, true)] {
+        let path = past_call(&scratch);
+        assert_eq!(outbox.look_through(&journals, false), 1);
+        if !asks {
+            lock(&outbox.deliveries).waiting.iter_mut().for_each(Delivery::no_more_asks);
+        }
+        let delivery = outbox.next(asks);
+        let its_journal = wait_for(|| journals.claim(&path).ok());
+        let back = |delivery| if asks { ask(delivery) } else { put_back(delivery) };
+        fs::remove_file(&path).unwrap();
+        outbox.drop_delivery("CA1");
+        if is_late {
+            drop(its_journal);
+            back(delivery);
+        } else {
+            back(delivery);
+            drop(its_journal);
+        }
+        journals.flush(DEADLINE);
+        assert!(!path.exists(), "it was written anew ({asks}, {is_late})");
+        let deliveries = lock(&outbox.deliveries);
+        assert!(deliveries.waiting.is_empty(), "it is still to be delivered ({asks}, {is_late})");
+        assert!(deliveries.on_the_way.is_empty(), "it is remembered ({asks}, {is_late})");
+    }
+}
+
+#[test]
+fn what_waits_for_its_summary_is_not_late_and_is_offered() {
+    let scratch = tempdir().unwrap();
+    let config = settings(&[("DATA_DIR", scratch.path().to_str().unwrap())]);
+    let outbox = Outbox::new(&config.ok().unwrap());
+    let journals = Journals::new(scratch.path());
+    past_call(&scratch);
+    assert_eq!(outbox.look_through(&journals, false), 1);
+    let due = lock(&outbox.deliveries).waiting[0].due();
+    assert_eq!((outbox.waiting(), outbox.offer_again(&journals)), (0, 1));
+    assert_eq!(lock(&outbox.deliveries).waiting[0].due(), due, "it waits anew");
+    let delivery = outbox.next(true);
+    assert_eq!((outbox.waiting(), outbox.oldest()), (0, Duration::ZERO), "it is only asked for");
+    assert_eq!(outbox.offer_again(&journals), 1);
+    outbox.asked(delivery);
+    lock(&outbox.deliveries).waiting[0].no_more_asks();
+    assert_eq!(outbox.waiting(), 1);
+    let delivery = outbox.next(false);
+    assert_eq!((outbox.waiting(), outbox.offer_again(&journals)), (1, 1));
+    outbox.done(&delivery.sid, None);
+    assert_eq!(outbox.offer_again(&journals), 0);
+}
+
+/// It has ended, and Ultravox may have a summary of it.
+fn past_call(scratch: &TempDir) -> PathBuf {
+    let at = Timestamp::now().to_string();
+    let events = [
+        json!({"at": at, "event": "ring", "callSid": "CA1"}),
+        json!({"at": at, "event": "agent", "callId": "u1", "agent": 1}),
+        json!({"at": at, "event": "said", "agent": 1, "ordinal": 0, "text": "Hi."}),
+        json!({"at": at, "event": "end", "endedBy": "CallerLeft"}),
+    ];
+    fs::create_dir_all(scratch.path().join("calls")).unwrap();
+    file_in(scratch, "calls/1-CA1.jsonl", events.map(|event| format!("{event}\n")).concat())
 }
 
 /// Locks are let go of by a thread of their own.
@@ -121,23 +190,4 @@ fn wait_for<T>(mut find: impl FnMut() -> Option<T>) -> T {
         assert!(began.elapsed() < DEADLINE);
         thread::yield_now();
     }
-}
-
-/// A clock that was set is not believed for an hour.
-#[test]
-fn a_clock_that_jumps_is_not_steady() {
-    let now = Timestamp::now();
-    let later = |hours: i64| now + jiff::SignedDuration::from_hours(hours);
-    for jump in [later(60 * 24), later(1), later(-1)] {
-        let mut clock = Clock::new();
-        clock.steady_since -= 2 * CLOCK_STEADY_FOR;
-        assert!(clock.steady_for(Timestamp::now()) > CLOCK_STEADY_FOR);
-        assert!(clock.steady_for(jump) < CLOCK_STEADY_FOR, "it was set to {jump}");
-        // Set right again is a jump too; and then it goes on.
-        clock.steady_since -= 2 * CLOCK_STEADY_FOR;
-        assert!(clock.steady_for(now) < CLOCK_STEADY_FOR);
-        clock.steady_since -= 2 * CLOCK_STEADY_FOR;
-        assert!(clock.steady_for(Timestamp::now()) > CLOCK_STEADY_FOR);
-    }
-    assert!(Clock::new().steady_for(Timestamp::now()) < CLOCK_STEADY_FOR, "it has just begun");
 }
