@@ -71,7 +71,7 @@ pub(crate) fn await_end(bridge: &'static Bridge, mut signals: Signals) -> io::Re
     let drain = bridge.config.drain;
     let seconds = drain.as_secs();
     let others = match calls {
-        0 => "and there are none".to_owned(),
+        0 => "none is in progress".to_owned(),
         _ => format!("{} may go on for {seconds} s", counted(calls, "call")),
     };
     log!(Info, "told to stop: no new calls; {others}"; calls, seconds);

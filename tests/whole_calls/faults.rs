@@ -1376,6 +1376,7 @@ fn a_process_without_calls_stops_at_once() -> Outcome {
     for signal in ["TERM", "INT"] {
         let world = builder().start()?;
         world.bridge.signal(signal)?;
+        world.bridge.wait_for_log("told to stop: no new calls; none is in progress")?;
         assert_eq!(world.bridge.wait_exit(EXIT_WITHIN)?.code(), Some(0), "{signal}");
     }
     Ok(())
