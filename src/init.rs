@@ -125,7 +125,8 @@ fn what_next((env, agent): (bool, bool), has_key: bool) -> String {
         steps.push("set AGENT_DIR=my-agent in .env");
     }
     steps.extend([
-        "start callbridge without a word behind it, and open http://localhost:8000/",
+        "start callbridge with no command (from a checkout: cargo run --release), and open \
+         http://localhost:8000/",
         "change my-agent/shop.md: what the agent knows and how it speaks",
         "for a telephone, see \"Ring a phone\" in the README",
     ]);

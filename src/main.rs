@@ -152,7 +152,7 @@ use crate::setup::agent::{Agent, Tool, ToolAction};
 use crate::setup::agent_in_force::AgentInForce;
 use crate::setup::settings::Config;
 use crate::setup::start_lines::introduce;
-use crate::setup::stop::{Stop, needs_attention};
+use crate::setup::stop::{Stop, cannot_listen, needs_attention};
 use crate::toolbox::failure::{Failure, Party};
 use crate::toolbox::http::{Http, tls_config, trusted_roots};
 use crate::toolbox::log::{Sid, Step, log, log_as, log_aside, log_refusal};
@@ -225,10 +225,8 @@ fn serve() -> Result<(), Stop> {
     log_as(config.log_level, config.log_format);
     log_aside();
     let (agent, roots) = Bridge::needs(&config)?;
-    let listener = TcpListener::bind((config.bind, config.port)).map_err(|error| {
-        let (bind, port) = (config.bind, config.port);
-        Stop::Failed(format!("callbridge: cannot listen on {bind}:{port}: {error}"))
-    })?;
+    let listener = TcpListener::bind((config.bind, config.port))
+        .map_err(|error| cannot_listen(&config, &error))?;
     config.public_url = check::address_in_force(&config, &listener)?;
     // Threads of calls hold on to it until the process ends, so nobody could ever free it.
     let bridge: &'static Bridge = Box::leak(Box::new(Bridge::build(config, agent, &roots)));

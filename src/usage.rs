@@ -64,8 +64,11 @@ pub(crate) fn answer(words: &[&str]) -> Result<(), Stop> {
         }
         _ => {
             let first = words.first().copied().unwrap_or_default();
-            let meant = match nearest(first, WORDS) {
-                Some(word) if word != first => format!(" (did you mean callbridge {word}?)"),
+            let meant = match (words, nearest(first, WORDS)) {
+                (["help", verb], _) if WORDS.contains(verb) => {
+                    format!(" (did you mean callbridge {verb} --help?)")
+                }
+                (_, Some(word)) if word != first => format!(" (did you mean callbridge {word}?)"),
                 _ => String::new(),
             };
             let what = words.join(" ");

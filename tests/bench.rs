@@ -180,7 +180,8 @@ fn what_cannot_be_measured_is_said_in_words() -> Outcome {
         (&["--calls", "many"], "--calls wants a number from 1 to 10000"),
         (&["--calls", "1", "--seconds", "-1"], "--seconds wants a number"),
         (&["--seconds", "5"], "how many calls?"),
-        (&["--calls", "1", "--loud"], "demo does not know \"--loud\""),
+        (&["--calls", "1", "--loud"], "callbridge demo: unknown option \"--loud\" (see"),
+        (&["--call", "1"], "unknown option \"--call\" (did you mean --calls?)"),
     ] {
         let output = demo(arguments)?;
         let complaint = String::from_utf8_lossy(&output.stderr);

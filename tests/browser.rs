@@ -67,7 +67,8 @@ fn the_page_follows_a_call_from_the_ring_to_its_end() -> Outcome {
         "document.querySelectorAll('#live .row').length === 1 &&
         text('#live .row').includes('{CALLER}')"
     ))?;
-    browser.run("document.querySelector('#live .row').click()")?;
+    browser.wait("!$('live-now').hidden")?;
+    browser.run("document.querySelector('#live-now a').click()")?;
     browser.wait("stepClass(4) === 'now' && stepClass(5) === 'todo'")?;
     browser.watch_steps()?;
     browser.wait(
@@ -86,6 +87,11 @@ fn the_page_follows_a_call_from_the_ring_to_its_end() -> Outcome {
     agent.user_said("I want a meeting.")?;
     browser.wait("text('#said li.user p') === 'I want a meeting.'")?;
     browser.wait("stageClass('greeting').includes('here')")?;
+    // Whoever hears the page meets the stages in the order in which they are drawn.
+    browser.wait(
+        "[...document.querySelectorAll('[data-stage]')].map((node) => node.dataset.stage)
+        .join() === 'greeting,main_convo,call_summary'",
+    )?;
 
     let details = json!({"issue_type": "meeting", "issue_details": "Life insurance.",
         "customer_name": "Anna Berg"});

@@ -261,15 +261,36 @@ fn mistakes_in_settings_are_all_named_and_the_rest_is_looked_at() -> Outcome {
     let before = house.look(&[])?;
 
     let report = house.look(&[("PUBLIC_URL", ""), ("MAX_CALLS", "many"), ("LOG_LEVEL", "loud")])?;
-    report.names("wrong", "settings", "PUBLIC_URL", "is missing", "https:// address of your host");
+    report.names(
+        "wrong",
+        "settings",
+        "PUBLIC_URL",
+        "is missing",
+        "https:// address under which Twilio",
+    );
     report.names("wrong", "settings", "MAX_CALLS", "is \"many\"", "whole number from 1");
-    report.names("wrong", "settings", "LOG_LEVEL", "is \"loud\"", "must be one of info");
+    report.names(
+        "wrong",
+        "settings",
+        "LOG_LEVEL",
+        "is \"loud\"",
+        "must be one of error, warn, info, debug",
+    );
     report.names("skipped", "PUBLIC_URL", "health", "no address yet", "set PUBLIC_URL first");
     report.leaves_the_others_alone(&before, &["settings", "PUBLIC_URL", "Twilio"]);
 
     let report = house.look(&[("API_TOKEN", "passwordpassword")])?;
     report.blames("settings", "API_TOKEN", "is too easy to guess", "openssl rand -hex 16");
     report.leaves_the_others_alone(&before, &["settings"]);
+    let report = house.look(&[("API_TOKEN", "short")])?;
+    report.blames(
+        "settings",
+        "API_TOKEN",
+        "is too short",
+        "in .env: at least 16 random characters",
+    );
+    let report = house.look(&[("PUBLIC_URL", ""), ("BIND", "0.0.0.0")])?;
+    report.names("wrong", "settings", "BIND", "is \"0.0.0.0\"", "it must be 127.0.0.1 or ::1");
     let report = house.look(&[("METRICS_TOKEN", API_TOKEN)])?;
     report.blames("settings", "METRICS_TOKEN", "the same as API_TOKEN", "another one");
 
@@ -293,7 +314,13 @@ fn mistakes_in_settings_are_all_named_and_the_rest_is_looked_at() -> Outcome {
         let login = format!("{scheme}://me:x,{PASSWORD}@pbx.example");
         let report = house.look(&[("PUBLIC_URL", &login)])?;
         report.blames("settings", "PUBLIC_URL", "is malformed", "must not have a user name");
-        report.names("skipped", "PUBLIC_URL", "health", "no address yet", "set PUBLIC_URL first");
+        report.names(
+            "skipped",
+            "PUBLIC_URL",
+            "health",
+            "no address yet",
+            "correct PUBLIC_URL first",
+        );
     }
     let report =
         house.look(&[("N8N_WEBHOOK_URL", &format!("https://me:{PASSWORD}@n8n.invalid/"))])?;
@@ -335,13 +362,18 @@ fn mistakes_in_settings_are_all_named_and_the_rest_is_looked_at() -> Outcome {
 fn slips_in_the_file_of_settings_have_their_line() -> Outcome {
     let house = House::new()?;
     let env = house.world.home().join(".env");
-    fs::write(&env, "# mine\nN8N_HMAC_SECRET=correct$horse\nhush hush\nDATA_DIR=elsewhere\n")?;
+    let text =
+        "# mine\nN8N_HMAC_SECRET=correct$horse\nhush hush\nDATA_DIR=elsewhere\nMETRICS_TOKEN=a$b\n";
+    fs::write(&env, text)?;
     let report = house.look(&[])?;
     let cure = "it must be written as N8N_HMAC_SECRET='…'";
     let what = "N8N_HMAC_SECRET in line 2 of .env has a $ outside single quotes";
     report.names("wrong", "settings", "N8N_HMAC_SECRET", what, cure);
     report.names("wrong", "settings", ".env", "line 3 is not NAME=value", "in quotes");
-    let what = "from the environment, although .env has another value: DATA_DIR, N8N_HMAC_SECRET";
+    // What is left of its value is too short as well, which is no second mistake.
+    report.names("wrong", "settings", "METRICS_TOKEN", "in line 5 of .env has a $", "'…'");
+    assert!(!report.text.contains("too short"), "{}", report.text);
+    let what = "the environment overrides .env for DATA_DIR, N8N_HMAC_SECRET";
     report.names("ok", "settings", "sources", what, "");
     assert!(!report.text.contains("horse") && !report.text.contains("hush"), "{}", report.text);
     Ok(())
@@ -1196,7 +1228,7 @@ fn what_ngrok_says_about_the_address() -> Outcome {
     ] {
         let report = look("ngrok", tunnels)?;
         report.blames("ngrok", "tunnel", what, &format!("ngrok http {port}"));
-        report.names("skipped", "PUBLIC_URL", "health", "no address yet", "");
+        report.names("skipped", "PUBLIC_URL", "health", "no address yet", "start ngrok first");
     }
     let gone = format!("http://127.0.0.1:{}", closed_port());
     let report = house.look(&[("NGROK_API_URL", &gone), ("PUBLIC_URL", "ngrok")])?;

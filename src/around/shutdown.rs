@@ -16,6 +16,7 @@ use signal_hook::iterator::Signals;
 
 use crate::records::ended_by::EndedBy;
 use crate::toolbox::log::{flush, log};
+use crate::toolbox::text::counted;
 use crate::toolbox::threads::{lock, spawn, spawn_for_good};
 use crate::{AGENT_LEAVES_WITHIN, Bridge};
 
@@ -69,11 +70,11 @@ pub(crate) fn await_end(bridge: &'static Bridge, mut signals: Signals) -> io::Re
     let calls = bridge.calls.all().len();
     let drain = bridge.config.drain;
     let seconds = drain.as_secs();
-    log!(
-        Info,
-        "told to stop: no new calls; {calls} may go on for {seconds} s";
-        calls, seconds
-    );
+    let others = match calls {
+        0 => "none is in progress".to_owned(),
+        _ => format!("{} may go on for {seconds} s", counted(calls, "call")),
+    };
+    log!(Info, "told to stop: no new calls; {others}"; calls, seconds);
     if begin.send(()).is_err() {
         // It has noticed by itself.
     }

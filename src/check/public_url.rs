@@ -24,7 +24,7 @@ pub(super) fn look(setup: &'static Setup) -> Vec<Finding> {
     let (home, proof) = port::look(setup, &nonce);
     let Some(url) = &setup.public_url else {
         let what = "not tried: there is no address yet";
-        return vec![home, HEALTH.skipped(what, "set PUBLIC_URL first")];
+        return vec![home, HEALTH.skipped(what, setup.towards_an_address())];
     };
     let mut findings = vec![home, from_outside(&HEALTH, setup, url, &nonce, proof.as_deref())];
     let mut url = url;

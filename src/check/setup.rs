@@ -77,6 +77,20 @@ impl Setup {
         Ok((Box::leak(Box::new(setup)), findings))
     }
 
+    /// What has to be done before there is an address to try.
+    pub(super) fn towards_an_address(&self) -> &'static str {
+        let config = &self.bridge.config;
+        if self.is_malformed("PUBLIC_URL") {
+            "correct PUBLIC_URL first"
+        } else if !config.is_local {
+            "start ngrok first"
+        } else if config.has_telephone() {
+            "set PUBLIC_URL first"
+        } else {
+            "nothing: in local mode there is none to try"
+        }
+    }
+
     pub(super) fn is_malformed(&self, setting: &str) -> bool {
         complains_of(&self.complaints, setting)
     }
@@ -99,10 +113,7 @@ fn two_sources() -> Option<Finding> {
     let twice = set_twice();
     (!twice.is_empty()).then(|| {
         let names = twice.join(", ");
-        Topic::new("settings", "sources").ok(format!(
-            "from the environment, although .env has another value: {names}; the rest from where \
-             it is set"
-        ))
+        Topic::new("settings", "sources").ok(format!("the environment overrides .env for {names}"))
     })
 }
 
@@ -110,7 +121,7 @@ fn two_sources() -> Option<Finding> {
 /// number.
 fn local_mode(config: &Config) -> Option<Finding> {
     let topic = Topic::new("settings", "PUBLIC_URL");
-    let is = "the https:// address of your host or tunnel, where Twilio reaches this";
+    let is = "the https:// address under which Twilio reaches this machine (your host or tunnel)";
     if !config.is_local {
         None
     } else if config.has_telephone() {
@@ -170,19 +181,22 @@ fn nobody_to_put_through_to(config: &Config, agent: &Agent) -> Option<Finding> {
     })
 }
 
-/// `NAME  is missing (where it comes from)`, `NAME  is "x": must be y`, `NAME  must be y`.
+/// `NAME  is "x": must be y`, `NAME  must be y`, `NAME  is missing (where it comes from)`,
+/// `NAME  is too short: what is wanted`.
 fn bad_setting(complaint: &str) -> Finding {
     if complaint.starts_with(".env cannot be read") {
         return Topic::new("settings", ".env")
             .wrong(complaint, "make .env a file that callbridge may read, or remove it");
     }
     let (name, what) = complaint.split_once("  ").unwrap_or((complaint, ""));
-    let (what, cure) = if let Some((what, source)) = what.split_once(" (") {
-        (what, source.trim_end_matches(')').to_owned())
-    } else if let Some((what, must)) = what.split_once(": must ") {
+    let (what, cure) = if let Some((what, must)) = what.split_once(": must ") {
         (what, format!("it must {must}"))
     } else if what.starts_with("must ") {
         ("is malformed", format!("it {what}"))
+    } else if let Some((what, source)) = what.split_once(" (") {
+        (what, source.trim_end_matches(')').to_owned())
+    } else if let Some((what, wanted)) = what.split_once(": ") {
+        (what, wanted.to_owned())
     } else {
         (what, "correct it".to_owned())
     };

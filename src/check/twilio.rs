@@ -179,7 +179,7 @@ pub(super) fn judge_number(setup: &Setup, number: &Value) -> Vec<Finding> {
         Some(wanted) => findings.extend(judge_webhooks(number, &wanted)),
         None => findings.push(VOICE.skipped(
             "the number's Voice URL is not compared: there is no address yet",
-            "set PUBLIC_URL first",
+            setup.towards_an_address(),
         )),
     }
     findings

@@ -50,7 +50,11 @@ pub(crate) fn health(config: &Config, calls: &[Arc<Brief>], is_complete: bool) -
 /// `off`: there is none. `unknown`: it has not been met yet.
 fn state(config: &Config, party: Party) -> Value {
     let standing = Standing::of(party);
-    let is_off = party == Party::N8n && config.n8n_webhook_url.is_none();
+    let is_off = match party {
+        Party::N8n => config.n8n_webhook_url.is_none(),
+        Party::Twilio => config.is_local,
+        Party::Ultravox => false,
+    };
     let state = match (&standing.trouble, standing.last) {
         _ if is_off => "off",
         (_, None) => "unknown",

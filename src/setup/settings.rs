@@ -22,11 +22,10 @@ use crate::toolbox::text::nearest;
 
 /// `API_TOKEN` and `METRICS_TOKEN`. A shorter one could be guessed.
 pub(super) const TOKEN_CHARS_MIN: usize = 16;
-/// The first is the default.
 const LOG_LEVELS: [(&str, Level); 4] = [
-    ("info", Level::Info),
     ("error", Level::Error),
     ("warn", Level::Warn),
+    ("info", Level::Info),
     ("debug", Level::Debug),
 ];
 const LOG_FORMATS: [(&str, LogFormat); 2] = [("text", LogFormat::Text), ("json", LogFormat::Json)];
@@ -168,8 +167,8 @@ impl Config {
             max_call: Duration::from_secs(settings.number("MAX_CALL_SECONDS", 1_800, 10, 14_400)),
             calls_per_number_per_hour: settings.number("CALLS_PER_NUMBER_PER_HOUR", 20, 1, 100_000),
             drain: Duration::from_secs(settings.number("DRAIN_SECONDS", 300, 0, 14_400)),
-            log_level: settings.one_of("LOG_LEVEL", &LOG_LEVELS),
-            log_format: settings.one_of("LOG_FORMAT", &LOG_FORMATS),
+            log_level: settings.one_of("LOG_LEVEL", &LOG_LEVELS, Level::Info),
+            log_format: settings.one_of("LOG_FORMAT", &LOG_FORMATS, LogFormat::Text),
             ultravox_api_url: settings
                 .url("ULTRAVOX_API_URL")
                 .unwrap_or_else(|| "https://api.ultravox.ai".into()),

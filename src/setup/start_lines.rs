@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use crate::setup::agent::Agent;
 use crate::setup::settings::Config;
 use crate::toolbox::log::log;
+use crate::toolbox::text::counted;
 
 pub(crate) fn introduce(config: &Config, agent: &Agent, address: SocketAddr) {
     log!(Info, "callbridge {} listening on {address}", env!("CARGO_PKG_VERSION"));
@@ -21,19 +22,19 @@ pub(crate) fn introduce(config: &Config, agent: &Agent, address: SocketAddr) {
     }
     log!(
         Info,
-        "agent {} of {}: {} stages, {} tools, model {}",
+        "agent {} of {}: {}, {}, model {}",
         agent.name,
         agent.company,
-        agent.stages.len(),
-        agent.tools.len(),
+        counted(agent.stages.len(), "stage"),
+        counted(agent.tools.len(), "tool"),
         config.ultravox_model
     );
     let whose =
         if config.max_calls.is_set() { "" } else { ", or what the Ultravox account allows," };
     log!(
         Info,
-        "at most {} calls{whose} of {} s each; data in {}",
-        config.max_calls.get(),
+        "at most {}{whose} of {} s each; data in {}",
+        counted(config.max_calls.get(), "call"),
         config.max_call.as_secs(),
         config.data_dir.display()
     );
@@ -58,7 +59,10 @@ pub(crate) fn introduce(config: &Config, agent: &Agent, address: SocketAddr) {
 
 fn introduce_local_mode(config: &Config) {
     let url = &config.public_url;
-    log!(Info, "local mode: open {url}/ on this machine and press \"Test call\" (no password)");
+    log!(
+        Info,
+        "local mode: open {url}/ on this machine, press \"Test call\", then \"Call\" (no password)"
+    );
     let settings = [
         ("PUBLIC_URL", false),
         ("TWILIO_AUTH_TOKEN", config.twilio_auth_token.is_some()),

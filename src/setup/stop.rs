@@ -9,7 +9,10 @@
 //!   PUBLIC_URL  is "http://pbx.example": must be https, or Twilio cannot open the audio socket
 //! ```
 
+use std::io;
 use std::path::Path;
+
+use crate::setup::settings::Config;
 
 pub(crate) enum Stop {
     /// Exit status 2: a wrong command line, settings or agent file. Fix it and start again.
@@ -29,6 +32,21 @@ pub(crate) fn needs_attention(what: &str, complaints: &[String]) -> Stop {
     Stop::Misused(text)
 }
 
+/// The commonest reason that a start fails: the port is in use already.
+pub(crate) fn cannot_listen(config: &Config, error: &io::Error) -> Stop {
+    let (bind, port) = (config.bind, config.port);
+    let cure = match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            " (another program has the port, perhaps an older callbridge: end it, or set PORT)"
+        }
+        io::ErrorKind::PermissionDenied => {
+            " (ports below 1024 are reserved for root: set PORT=8000)"
+        }
+        _ => "",
+    };
+    Stop::Failed(format!("callbridge: cannot listen on {bind}:{port}: {error}{cure}"))
+}
+
 /// `DATA_DIR`, for the commands that read what a server has left there.
 pub(crate) fn existing(data_dir: &Path) -> Result<&Path, Stop> {
     if data_dir.is_dir() {
@@ -36,7 +54,8 @@ pub(crate) fn existing(data_dir: &Path) -> Result<&Path, Stop> {
     }
     let directory = std::path::absolute(data_dir).unwrap_or_else(|_| data_dir.to_owned());
     let what = "callbridge: there is no directory";
-    let advice = "set DATA_DIR as the server has it, or go where the server runs";
+    let advice = "it is made with the first call; set DATA_DIR as the server has it, or go \
+                  where the server runs";
     Err(Stop::Failed(format!("{what} {} ({advice})", directory.display())))
 }
 

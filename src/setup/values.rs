@@ -61,7 +61,11 @@ impl Settings {
     }
 
     fn complain(&mut self, name: &str, what: impl Display) {
-        self.complaints.push(format!("{name}  {what}"));
+        // What a line of `.env` says to nobody is not its value either.
+        let is_lost = format!("{name}  in line ");
+        if !self.complaints.iter().any(|complaint| complaint.starts_with(&is_lost)) {
+            self.complaints.push(format!("{name}  {what}"));
+        }
     }
 
     /// `NAME=` in `.env.example` means "not set", so an empty value is none.
@@ -99,23 +103,14 @@ impl Settings {
         value
     }
 
-    pub(super) fn one_of<T: Copy>(&mut self, name: &str, choices: &[(&str, T)]) -> T {
-        let text = self.text(name);
-        let chosen =
-            choices.iter().find(|(word, _)| text.as_deref().is_none_or(|text| text == *word));
-        if let Some((_, value)) = chosen {
+    pub(super) fn one_of<T: Copy>(&mut self, name: &str, choices: &[(&str, T)], default: T) -> T {
+        let Some(text) = self.text(name) else { return default };
+        if let Some((_, value)) = choices.iter().find(|(word, _)| text == *word) {
             return *value;
         }
         let words: Vec<&str> = choices.iter().map(|(word, _)| *word).collect();
-        self.complain(
-            name,
-            format_args!(
-                "is \"{}\": must be one of {}",
-                text.unwrap_or_default(),
-                words.join(", ")
-            ),
-        );
-        choices[0].1
+        self.complain(name, format_args!("is \"{text}\": must be one of {}", words.join(", ")));
+        default
     }
 
     pub(super) fn public_url(&mut self) -> String {

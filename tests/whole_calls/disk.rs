@@ -426,6 +426,7 @@ fn an_outbox_that_is_not_there_is_an_error() -> Outcome {
         let complaint = String::from_utf8_lossy(&output.stderr).into_owned();
         let missing = world.home().join("elsewhere");
         assert!(complaint.contains(&*missing.to_string_lossy()), "{complaint}");
+        assert!(complaint.contains("it is made with the first call"), "{complaint}");
         assert!(output.stdout.is_empty());
     }
     Ok(())

@@ -1376,6 +1376,7 @@ fn a_process_without_calls_stops_at_once() -> Outcome {
     for signal in ["TERM", "INT"] {
         let world = builder().start()?;
         world.bridge.signal(signal)?;
+        world.bridge.wait_for_log("told to stop: no new calls; none is in progress")?;
         assert_eq!(world.bridge.wait_exit(EXIT_WITHIN)?.code(), Some(0), "{signal}");
     }
     Ok(())
@@ -1454,7 +1455,7 @@ fn a_process_told_to_stop_sees_its_calls_to_their_end() -> Outcome {
         let world = builder().setting("FALLBACK_NUMBER", fallback).start()?;
         let call = connect_and_talk(&world)?;
         world.bridge.signal(signal)?;
-        world.bridge.wait_for_log("told to stop: no new calls; 1 may go on for 300 s")?;
+        world.bridge.wait_for_log("told to stop: no new calls; 1 call may go on for 300 s")?;
 
         let refused = world.ring("+4930111222")?;
         if fallback.is_empty() {

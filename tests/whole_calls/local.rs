@@ -42,10 +42,11 @@ fn answer(
 
 #[test]
 fn one_key_is_enough_to_talk_to_the_agent() -> Outcome {
-    let world = builder().start()?;
+    let world = builder().setting("MAX_CALLS", 1).start()?;
     let port = world.bridge.address().port();
     let start = world.bridge.wait_for_log("local mode")?;
     assert!(start.contains(&format!("open http://localhost:{port}/ ")), "{start}");
+    world.bridge.wait_for_log("at most 1 call of ")?;
     let missing = world.bridge.wait_for_log("for a telephone")?;
     for name in ["PUBLIC_URL", "TWILIO_AUTH_TOKEN", "TWILIO_ACCOUNT_SID", "TWILIO_PHONE_NUMBER"] {
         assert!(missing.contains(name), "{missing}");
@@ -73,6 +74,8 @@ fn one_key_is_enough_to_talk_to_the_agent() -> Outcome {
     agent.wait_caller_audio(2 * 1_600)?;
     let list = answer(&world, "GET", "/calls", &[])?.json();
     assert_eq!(list["live"][0]["number"], "browser", "{list}");
+    // Nobody waits for Twilio here.
+    assert_eq!(list["health"]["parties"][2]["state"], "off", "{list}");
     Ok(())
 }
 
@@ -166,6 +169,7 @@ fn check_knows_local_mode() -> Outcome {
     assert_eq!(report["ok"], true, "{report:#}");
     let text = report.to_string();
     assert!(text.contains("local mode"), "{report:#}");
+    assert!(!text.contains("set PUBLIC_URL first"), "{report:#}");
     assert!(!text.contains("anyone can start calls"), "{report:#}");
     let output = world.bridge.run_with(&["check"], &own)?;
     let text = String::from_utf8(output.stdout)?;

@@ -1625,6 +1625,7 @@ fn a_start_that_fails_for_reasons_outside_says_which() -> Outcome {
     let (status, text) = fails_to_start(&settings, scratch.path())?;
     assert_eq!(status, Some(1), "{text}");
     assert!(text.contains(&format!("cannot listen on 127.0.0.1:{port}")), "{text}");
+    assert!(text.contains("another program has the port") && text.contains("set PORT"), "{text}");
 
     fs::write(scratch.path().join("no.pem"), "nothing in it")?;
     for file in ["no.pem", "missing.pem"] {
@@ -1639,12 +1640,14 @@ fn a_start_that_fails_for_reasons_outside_says_which() -> Outcome {
 #[test]
 fn a_command_nobody_knows_is_answered_with_those_there_are() -> Outcome {
     const DEMO_KNOWS: &str =
-        if cfg!(feature = "demo") { "demo does not know \"--loud\"" } else { "without the demo" };
+        if cfg!(feature = "demo") { "unknown option \"--loud\"" } else { "without the demo" };
     let scratch = tempfile::tempdir()?;
     let program = env!("CARGO_BIN_EXE_callbridge");
-    for (arguments, status, wanted) in
-        [(["dmeo"].as_slice(), 2, "callbridge check"), (&["demo", "--loud"], 2, DEMO_KNOWS)]
-    {
+    for (arguments, status, wanted) in [
+        (["dmeo"].as_slice(), 2, "callbridge check"),
+        (&["demo", "--loud"], 2, DEMO_KNOWS),
+        (&["help", "check"], 2, "did you mean callbridge check --help?"),
+    ] {
         let output = Command::new(program)
             .args(arguments)
             .env_clear()

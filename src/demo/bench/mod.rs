@@ -109,7 +109,7 @@ pub fn run(arguments: &[String]) -> Result<(), Flop> {
         .map_err(|error| failed(format!("demo cannot find its own program file: {error}")))?;
     let plan = Plan::read(program, arguments).map_err(|what| Flop {
         misused: true,
-        text: format!("{what} (see callbridge demo --help)"),
+        text: format!("callbridge demo: {what} (see callbridge demo --help)"),
     })?;
     // The floor before and after takes as long as the bridge, and each of them has to begin.
     let progress = Progress::of_about(if plan.churn { 1 } else { 2 } * plan.seconds + 2);
@@ -142,7 +142,7 @@ impl Plan {
                 "--plain" => plan.tls = false,
                 "--churn" => plan.churn = true,
                 "--json" => plan.json = true,
-                unknown => return Err(format!("demo does not know \"{unknown}\"")),
+                unknown => return Err(objection_to(unknown)),
             }
         }
         if plan.calls == 0 {
@@ -150,6 +150,18 @@ impl Plan {
         }
         Ok(plan)
     }
+}
+
+fn objection_to(unknown: &str) -> String {
+    const KNOWN: [&str; 6] = ["--page", "--calls", "--seconds", "--plain", "--churn", "--json"];
+    let alike = |known: &str| {
+        known.bytes().zip(unknown.bytes()).take_while(|(one, other)| one == other).count()
+    };
+    // Two letters behind the dashes.
+    let nearest =
+        KNOWN.into_iter().filter(|known| alike(known) >= 4).max_by_key(|known| alike(known));
+    let meant = nearest.map(|known| format!(" (did you mean {known}?)")).unwrap_or_default();
+    format!("unknown option \"{unknown}\"{meant}")
 }
 
 fn number(option: &str, word: Option<&String>, most: usize) -> Result<usize, String> {

@@ -43,8 +43,8 @@ pub(super) fn run(program: &Path) -> Result<(), String> {
     })?;
     tell(&format!(
         "The live page, over a pretend world. No account, no network.\n\n  \
-         Open http://localhost:{}/ and press \"Test call\": the agent says back what it hears.\n  \
-         Use headphones. Other calls come in by themselves. Ctrl-C ends it all.\n",
+         Open http://localhost:{}/, press \"Test call\", then \"Call\": the agent says back\n  \
+         what it hears. Use headphones. Other calls come in by themselves. Ctrl-C ends it all.\n",
         address.port()
     ));
     let world = Arc::new(world);

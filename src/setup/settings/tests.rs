@@ -159,7 +159,7 @@ fn a_wrong_setting_is_named_with_what_it_must_be() {
         ("METRICS_TOKEN", "password12345678", "is too easy to guess".to_owned()),
         ("OUTGOING_ALLOW", "+49,0044", "has \"0044\": must be like +49,+4420".to_owned()),
         ("OUTGOING_ALLOW", "+", "has \"+\": must be like +49,+4420".to_owned()),
-        ("LOG_LEVEL", "INFO", "must be one of info, error, warn, debug".to_owned()),
+        ("LOG_LEVEL", "INFO", "must be one of error, warn, info, debug".to_owned()),
         ("LOG_FORMAT", "xml", "is \"xml\": must be one of text, json".to_owned()),
     ];
     for (name, value, wanted) in cases {
