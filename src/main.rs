@@ -99,8 +99,8 @@
 //!
 //! # Left out
 //!
-//! No recording, no resampling (both sides speak 8 kHz). Such places are marked with the word
-//! *Simplification* below.
+//! No recording, no resampling (both sides speak 8 kHz). Where a step leaves something out, the
+//! word *Simplification* says so.
 
 use std::collections::HashSet;
 use std::io;
@@ -202,7 +202,7 @@ mod workflow;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let words = usage::words(&arguments);
     usage::exit_code(match words.as_slice() {
         [] => serve(),
         ["check", options @ ..] => check::run(options),

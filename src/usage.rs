@@ -52,6 +52,15 @@ pub(crate) fn exit_code(outcome: Result<(), Stop>) -> ExitCode {
     }
 }
 
+/// The words of a command line, `help check` in the order in which `check` knows it.
+pub(crate) fn words(arguments: &[String]) -> Vec<&str> {
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        ["help", verb] => vec![*verb, "--help"],
+        _ => words,
+    }
+}
+
 /// The words of a command line that names no verb.
 pub(crate) fn answer(words: &[&str]) -> Result<(), Stop> {
     match words {
@@ -64,11 +73,8 @@ pub(crate) fn answer(words: &[&str]) -> Result<(), Stop> {
         }
         _ => {
             let first = words.first().copied().unwrap_or_default();
-            let meant = match (words, nearest(first, WORDS)) {
-                (["help", verb], _) if WORDS.contains(verb) => {
-                    format!(" (did you mean callbridge {verb} --help?)")
-                }
-                (_, Some(word)) if word != first => format!(" (did you mean callbridge {word}?)"),
+            let meant = match nearest(first, WORDS) {
+                Some(word) if word != first => format!(" (did you mean callbridge {word}?)"),
                 _ => String::new(),
             };
             let what = words.join(" ");

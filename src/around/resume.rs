@@ -150,8 +150,9 @@ pub(crate) fn take_up(bridge: &'static Bridge, sid: &str, what_happened: &'stati
     }
 }
 
-/// Whether the person who was rung has taken the call. Twilio says so (`DialBridged`). Should it say
-/// nothing, the key in the journal does; and who was rung in the agent's place had none to press.
+/// Whether the person who was rung has taken the call. Twilio says so (`DialBridged`). Should it
+/// say nothing, the key in the journal does; and who was rung in the agent's place had none to
+/// press.
 pub(crate) fn has_taken_it(bridge: &Bridge, sid: &str, form: &Form) -> bool {
     match form.get("DialBridged") {
         "" => {

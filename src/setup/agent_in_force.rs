@@ -22,6 +22,7 @@ use jiff::Timestamp;
 use crate::setup::agent::Agent;
 use crate::setup::settings::Config;
 use crate::toolbox::log::log;
+use crate::toolbox::text::counted;
 use crate::toolbox::threads::{lock, spawn, wait};
 
 /// A look at a few files takes a millisecond. A call that rings waits no longer than this for one.
@@ -135,20 +136,20 @@ impl AgentInForce {
         match read {
             Ok(agent) => {
                 let (name, company) = (&agent.name, &agent.company);
-                let (stages, tools) = (agent.stages.len(), agent.tools.len());
+                let stages = counted(agent.stages.len(), "stage");
+                let tools = counted(agent.tools.len(), "tool");
                 log!(
                     Info,
-                    "agent files read again: {name} of {company}, {stages} stages, {tools} tools, \
-                     from the next call on"
+                    "agent files read again: {name} of {company}, {stages}, {tools}, from the next \
+                     call on"
                 );
                 latest.agent = Arc::new(agent);
                 latest.read = Timestamp::now();
                 latest.mistakes.clear();
             }
             Err(mistakes) => {
-                let count = mistakes.len();
-                let plural = if count == 1 { "" } else { "s" };
-                log!(Error, "agent files: {count} mistake{plural}; the agent stays as it was");
+                let count = counted(mistakes.len(), "mistake");
+                log!(Error, "agent files: {count}; the agent stays as it was");
                 for mistake in &mistakes {
                     log!(Error, "agent files: {mistake}");
                 }
